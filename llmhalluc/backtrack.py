@@ -1,0 +1,140 @@
+"""The one meaning of BACKTRACK: what it erases, what the model still sees, what the loss trains on.
+
+Pure functions over token ids: no model, no tokenizer, no torch. A trace is `prompt_ids` + `completion_ids`; a
+BACKTRACK in the completion erases the nearest surviving token of the completion, never one of the prompt, and
+does nothing where nothing is left. docs/architecture.md draws the three contexts.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+CONTEXTS = ("soft", "block", "rewind")
+ERROR_LABELS = ("train", "mask", "redirect")
+IGNORE = -100
+
+
+class Layout(NamedTuple):
+    """What a transformer is fed for a trace of n tokens: three lists of length n, one row an emitted token.
+
+    Key row j is visible to query row i when `j <= i < visible_until[j]`.
+    """
+
+    input_ids: list[int]
+    position_ids: list[int]
+    visible_until: list[int]
+
+
+def replay(token_ids: Sequence[int], backtrack_id: int) -> list[int]:
+    """Positions in `token_ids` that survive, ascending: `a b BT c` -> `[0, 3]`."""
+    stack: list[int] = []
+    for start, stop in _plain_runs(token_ids, backtrack_id):
+        stack.extend(range(start, stop))
+        if stop < len(token_ids) and stack:
+            stack.pop()
+    return stack
+
+
+def apply_backtracking(token_ids: Sequence[int], backtrack_id: int) -> list[int]:
+    """The ids that survive: `a b BT c` -> `a c`."""
+    return [token_ids[i] for i in replay(token_ids, backtrack_id)]
+
+
+def inject_error(
+    completion_ids: Sequence[int], at: int, error_ids: Sequence[int], backtrack_id: int
+) -> list[int]:
+    """The completion with `error_ids`, and as many BACKTRACKs as erase them, put in before position `at`.
+
+    `error_ids` may hold an erased run of its own. Raises ValueError when `at` lies outside the completion, or
+    when a BACKTRACK in `error_ids` would reach beyond them.
+    """
+    if not 0 <= at <= len(completion_ids):
+        raise ValueError(f"at is {at}, the completion has positions 0 to {len(completion_ids)}")
+    depth = 0
+    for token in error_ids:
+        depth += -1 if token == backtrack_id else 1
+        if depth < 0:
+            raise ValueError("error_ids hold a BACKTRACK that erases a token before the error")
+    return [*completion_ids[:at], *error_ids, *[backtrack_id] * depth, *completion_ids[at:]]
+
+
+def layout(
+    prompt_ids: Sequence[int], completion_ids: Sequence[int], backtrack_id: int, context: str
+) -> Layout:
+    """What a transformer must be fed so that it sees what `context` says.
+
+    soft: every row stays visible, positions count rows.
+    block: an erased token and its BACKTRACKs stay visible until the row of the first token after the run of
+    BACKTRACKs; that token takes the position of the one it replaces.
+    rewind: a BACKTRACK's row is the surviving top token fed again (its id, its position); the erased token and
+    the older copy of the top are invisible from that row on.
+
+    Raises ValueError for an unknown context, and for `rewind` with nothing at all left to feed again.
+    """
+    if context not in CONTEXTS:
+        raise ValueError(f"context is {context!r}, expected one of {', '.join(CONTEXTS)}")
+    n_prompt, n = len(prompt_ids), len(prompt_ids) + len(completion_ids)
+    input_ids, position_ids, visible_until = [*prompt_ids, *completion_ids], list(range(n)), [n] * n
+    if context == "soft":
+        return Layout(input_ids, position_ids, visible_until)
+    stack = list(range(n_prompt))  # the row that stands for each surviving token
+    hidden_next: list[int] = []  # block: rows that go out of sight when the run of BACKTRACKs ends
+    for start, stop in _plain_runs(completion_ids, backtrack_id):
+        start, stop = start + n_prompt, stop + n_prompt
+        if start < stop:
+            for row in hidden_next:
+                visible_until[row] = start
+            hidden_next.clear()
+            position_ids[start:stop] = range(len(stack), len(stack) + stop - start)
+            stack.extend(range(start, stop))
+        if stop == n:
+            break
+        erased = stack.pop() if len(stack) > n_prompt else None
+        if context == "block":
+            hidden_next += (stop,) if erased is None else (erased, stop)
+            position_ids[stop] = position_ids[stop - 1] + 1 if stop else 0
+        else:
+            if not stack:
+                raise ValueError("rewind needs a token to feed again: the prompt is empty and so is the rest")
+            if erased is not None:
+                visible_until[erased] = stop
+            top = stack[-1]
+            visible_until[top] = stop
+            input_ids[stop], position_ids[stop], stack[-1] = input_ids[top], position_ids[top], stop
+    return Layout(input_ids, position_ids, visible_until)
+
+
+def labels(
+    prompt_ids: Sequence[int], completion_ids: Sequence[int], backtrack_id: int, error_labels: str
+) -> list[int]:
+    """Unshifted targets (the Hugging Face convention: the model shifts), one a row, IGNORE on the prompt.
+
+    train: every token of the completion. mask: IGNORE on every token that is erased. redirect: as mask, but an
+    erased token before which only finally surviving tokens stand gets the token that finally follows them, if
+    one does. BACKTRACKs are targets in all three. Raises ValueError for an unknown mode.
+    """
+    if error_labels not in ERROR_LABELS:
+        raise ValueError(f"error_labels is {error_labels!r}, expected one of {', '.join(ERROR_LABELS)}")
+    targets, n_prompt = list(completion_ids), len(prompt_ids)
+    if error_labels != "train":
+        stack: list[int] = []
+        erasures: list[tuple[int, int]] = []  # (erased position, the one below it on the stack or -1)
+        for start, stop in _plain_runs(completion_ids, backtrack_id):
+            stack.extend(range(start, stop))
+            if stop < len(targets) and stack:
+                erased = stack.pop()
+                erasures.append((erased, stack[-1] if stack else -1))
+        # A survivor is followed by the next survivor; -1 stands for the prompt, the last one has no follower.
+        follower = dict(zip([-1, *stack], stack, strict=False)) if error_labels == "redirect" else {}
+        for erased, below in erasures:
+            targets[erased] = completion_ids[follower[below]] if below in follower else IGNORE
+    return [IGNORE] * n_prompt + targets
+
+
+def _plain_runs(token_ids: Sequence[int], backtrack_id: int):
+    """Yield `(start, stop)` of each stretch without BACKTRACK; one stands at `stop` unless that is the end."""
+    start, n = 0, len(token_ids)
+    for _ in range(token_ids.count(backtrack_id)):
+        stop = token_ids.index(backtrack_id, start)
+        yield start, stop
+        start = stop + 1
+    yield start, n

@@ -1,0 +1,26 @@
+"""The `backtrack` section: the token, its context, its labels, and the errors that are put in."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llmhalluc.hparams.field import option
+
+
+@dataclass
+class BacktrackArguments:
+    """What a BACKTRACK means to the model and how the training errors are drawn."""
+
+    token: str | None = option(None, "the special token; none: the one of the model's family")
+    context: Literal["soft", "block", "rewind"] = option("soft", "what the model still sees after an erasure")
+    error_labels: Literal["train", "mask", "redirect"] = option("mask", "what the loss does with erased tokens")
+    source: Literal["random", "shuffled", "digits"] = option(
+        "random", "errors: random plain tokens, tokens of the same answer, or other digits of a number"
+    )
+    rate: float = option(0.05, "expected error runs per token of the answer")
+    run_length: Literal["uniform", "geometric"] = option("geometric", "distribution of the length of an error run")
+    min_run: int = option(1, "shortest error run, tokens")
+    max_run: int = option(5, "longest error run, tokens")
+    mean_run: float = option(2.0, "mean of the geometric distribution, before truncation to min_run..max_run")
+    nesting: float = option(0.0, "probability that an error run holds an erased run of its own")
+    curriculum: Literal["none", "linear"] = option("none", "linear: the longest run grows from min_run to max_run")
+    curriculum_end: float = option(0.5, "share of training after which the longest run is max_run")
