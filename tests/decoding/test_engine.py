@@ -1,0 +1,225 @@
+"""The decoding loop: parity with the layout (law 3), clean text after an erasure (law 4), bans, budgets, stops."""
+
+import random
+from collections import defaultdict
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmhalluc.backtrack import CONTEXTS, apply_backtracking, inject_error, layout
+from llmhalluc.decoding import engine
+from llmhalluc.decoding.engine import decode
+from llmhalluc.hparams.gen_args import GenArguments
+from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
+
+BT, EOS = 63, 2
+
+
+def random_trace(rng: random.Random, length: int) -> list[int]:
+    """A well-formed trace: nested errors, no BACKTRACK without something to erase."""
+    trace = [rng.randrange(4, 60) for _ in range(length)]
+    for _ in range(rng.randrange(1, 4)):
+        error = [rng.randrange(4, 60) for _ in range(rng.randrange(1, 4))]
+        trace = inject_error(trace, rng.randrange(len(trace) + 1), error, BT)
+    return trace
+
+
+def layout_logits(model, prompt, trace, context):
+    """Teacher-forced logits of every row under the layout's 4D mask: (n, vocab)."""
+    ids, positions, until = layout(prompt, trace, BT, context)
+    query, key = torch.arange(len(ids))[:, None], torch.arange(len(ids))[None]
+    mask = (key <= query) & (query < torch.tensor(until)[None])
+    return model(
+        torch.tensor([ids]), position_ids=torch.tensor([positions]), attention_mask=mask[None, None], use_cache=False
+    ).logits[0]
+
+
+def scripted(monkeypatch, traces):
+    """Make the engine emit these traces; its own logits per prompt are collected in the answer."""
+    seen = defaultdict(list)
+
+    def choose(logits, rows, *_):
+        tokens = []
+        for row_logits, row in zip(logits, rows, strict=True):
+            done = len(row.completion_ids)
+            tokens.append((traces[row.index] + [EOS])[min(done, len(traces[row.index]))])
+            if not row.finish_reason:
+                seen[row.index].append(row_logits.clone())
+        return tokens
+
+    monkeypatch.setattr(engine, "choose", choose)
+    return seen
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_law3_engine_logits_equal_the_layout(monkeypatch, family, context):
+    model, rng = tiny_model(family), random.Random(f"{family}-{context}")
+    prompts = [[rng.randrange(4, 60) for _ in range(n)] for n in (1, 3, 5, 8, 2, 13, 4, 7)]
+    traces = [random_trace(rng, rng.randrange(4, 12)) for _ in prompts]
+    seen = scripted(monkeypatch, traces)
+    options = GenArguments(max_new_tokens=64)
+    done = decode(model, prompts, options, eos_ids=[EOS], backtrack_id=BT, context=context)
+    assert any(BT in trace for trace in traces)
+    for i, (prompt, trace) in enumerate(zip(prompts, traces, strict=True)):
+        assert done[i].completion_ids == [*trace, EOS]
+        expected = layout_logits(model, prompt, trace, context)[len(prompt) - 1 :]
+        torch.testing.assert_close(torch.stack(seen[i]), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("context", ["block", "rewind"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_law4_after_an_erasure_logits_equal_the_clean_text(monkeypatch, family, context):
+    model, rng = tiny_model(family), random.Random(f"{family}-{context}")
+    prompts = [[rng.randrange(4, 60) for _ in range(n)] for n in (2, 6, 3)]
+    traces = [random_trace(rng, 8) for _ in prompts]
+    seen = scripted(monkeypatch, traces)
+    decode(model, prompts, GenArguments(max_new_tokens=64), eos_ids=[EOS], backtrack_id=BT, context=context)
+    for i, (prompt, trace) in enumerate(zip(prompts, traces, strict=True)):
+        for step in range(1, len(trace) + 1):
+            if context == "block" and trace[step - 1] == BT:
+                continue  # still in sight of the error, by design
+            clean = torch.tensor([prompt + apply_backtracking(trace[:step], BT)])
+            expected = model(clean, use_cache=False).logits[0, -1]  # a fresh forward of the surviving text
+            torch.testing.assert_close(seen[i][step], expected, rtol=0, atol=1e-9)
+
+
+def test_trap10_a_backtrack_rewinds_its_own_row_and_no_more(monkeypatch):
+    # In `rewind` a BACKTRACK never enters the cache as itself: one erased token, one row fed again.
+    model, fed = tiny_model("llama"), []
+    model.register_forward_pre_hook(
+        lambda _, __, kwargs: fed.append((kwargs["input_ids"][0, -1].item(), kwargs["position_ids"][0, -1].item())),
+        with_kwargs=True,
+    )
+    scripted(monkeypatch, [[10, 11, BT, 12]])
+    decode(model, [[5, 6]], GenArguments(max_new_tokens=9), eos_ids=[EOS], backtrack_id=BT, context="rewind")
+    assert fed == [(6, 1), (10, 2), (11, 3), (10, 2), (12, 3)]
+
+
+def favour(model, tokens: dict[int, float]):
+    """Make the model want these tokens everywhere, by a constant added to their logits."""
+
+    def add(_module, _args, out):
+        for token, logit in tokens.items():
+            out.logits[..., token] += logit
+
+    model.register_forward_hook(add)
+    return model
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_trap9_an_erased_token_is_banned_and_every_prompt_ends(context):
+    model = favour(tiny_model("llama"), {20: 1000.0, BT: 990.0, 21: 980.0})
+    options = GenArguments(max_new_tokens=40, max_erasures=6)
+    (trace,) = decode(model, [[5, 6]], options, eos_ids=[EOS], backtrack_id=BT, context=context)
+    # Greedy writes 20 for ever. Banning 20 at a place leaves BACKTRACK, then 21.
+    assert trace.erasures <= 6 and len(trace.completion_ids) == 40
+    places = defaultdict(set)
+    stack = []
+    for token in trace.completion_ids:
+        if token == BT:
+            places.pop(len(stack), None)
+            places[len(stack) - 1].add(stack.pop())
+        else:
+            assert token not in places[len(stack)]
+            stack.append(token)
+
+
+def test_trap9_without_the_ban_a_greedy_rewound_model_errs_again():
+    model = favour(tiny_model("llama"), {20: 1000.0})
+    calls = iter([20, BT, 20, BT, 20, BT])
+
+    def always_erase(_, __, out):
+        if next(calls, None) == BT:
+            out.logits[..., BT] += 5000
+
+    model.register_forward_hook(always_erase)
+    runs = {}
+    for ban in (True, False):
+        calls = iter([20, BT, 20, BT, 20, BT])
+        options = GenArguments(max_new_tokens=6, max_erasures=9, ban_erased=ban)
+        (trace,) = decode(model, [[5]], options, eos_ids=[EOS], backtrack_id=BT, context="rewind")
+        runs[ban] = trace.completion_ids
+    assert runs[False] == [20, BT, 20, BT, 20, BT]
+    assert runs[True].count(20) == 1
+
+
+def test_budget_of_erasures_and_no_erasure_of_the_prompt():
+    model = favour(tiny_model("llama"), {BT: 1000.0})
+    for budget in (0, 3):
+        options = GenArguments(max_new_tokens=30, max_erasures=budget)
+        (trace,) = decode(model, [[5, 6]], options, eos_ids=[EOS], backtrack_id=BT, context="block")
+        assert trace.erasures == trace.completion_ids.count(BT) == budget
+        assert trace.completion_ids[0] != BT
+    (trace,) = decode(model, [[5]], GenArguments(max_new_tokens=9, backtrack=False), eos_ids=[EOS],
+                      backtrack_id=BT, context="soft")  # fmt: skip
+    assert BT not in trace.completion_ids
+
+
+def test_where_all_is_banned_the_prompt_still_ends():
+    model = tiny_model("llama", vocab_size=6)  # 4 plain ids, eos, BACKTRACK
+    options = GenArguments(max_new_tokens=50, max_erasures=40, backtrack_bias=3.0, temperature=1.0)
+    (trace,) = decode(model, [[4]], options, eos_ids=[], backtrack_id=5, context="block")
+    assert len(trace.completion_ids) == 50
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from(CONTEXTS), st.sampled_from([0.0, 1.0]))
+def test_a_batch_gives_what_single_runs_give(seed, context, temperature):
+    model, rng = tiny_model("qwen3"), random.Random(seed)
+    prompts = [[rng.randrange(4, 60) for _ in range(rng.randrange(1, 9))] for _ in range(5)]
+    options = GenArguments(max_new_tokens=20, temperature=temperature, top_k=40, backtrack_bias=2.0, seed=seed)
+    run = {"eos_ids": [EOS, 30], "backtrack_id": BT, "context": context}
+    batch = decode(model, prompts, options, batch_size=4, **run)
+    single = [decode(model, [p], options, keys=[str(i)], **run)[0] for i, p in enumerate(prompts)]
+    assert batch == single
+    for trace in batch:
+        assert trace.surviving_ids == apply_backtracking(trace.completion_ids, BT)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_erasures_it_is_transformers_generate(family):
+    model = tiny_model(family)
+    prompt = [5, 6, 7, 8]
+    (trace,) = decode(model, [prompt], GenArguments(max_new_tokens=20), eos_ids=[EOS], backtrack_id=None,
+                      context="soft")  # fmt: skip
+    expected = model.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=EOS)
+    assert prompt + trace.completion_ids == expected[0].tolist()
+
+
+def test_law6_stop_strings_read_the_surviving_text(monkeypatch):
+    tokenizer = tiny_tokenizer()
+    erase = tokenizer.add_tokens(["<|BACKTRACK|>"], special_tokens=True) and len(tokenizer) - 1
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    ids = {text: tokenizer.convert_tokens_to_ids(text) for text in "cat dog sat on # 4 2".split()}
+    ids["dog"] = ids["on"]
+    # "#" is erased, so the first "# #" of the raw trace is no stop; the second, surviving one is.
+    trace = [ids["cat"], ids["#"], erase, ids["#"], ids["4"], ids["#"], erase, ids["2"], ids["#"], ids["#"], ids["4"]]
+    scripted(monkeypatch, [trace])
+    options = GenArguments(max_new_tokens=30, stop=["# #"])
+    (done,) = decode(model, [[5]], options, eos_ids=[EOS], backtrack_id=erase, context="soft", tokenizer=tokenizer)
+    assert done.finish_reason == "stop"
+    assert done.completion_ids == trace[:10]
+    assert done.text.split() == ["cat", "#", "4", "2"]
+
+
+def test_sampling_follows_the_distribution_and_the_seed():
+    model = tiny_model("llama", vocab_size=8)
+    prompts = [[4, 5]] * 4000
+    options = GenArguments(max_new_tokens=1, temperature=0.7, seed=3)
+    run = {"eos_ids": [], "backtrack_id": None, "context": "soft", "batch_size": 1000}
+    first = [t.completion_ids[0] for t in decode(model, prompts, options, **run)]
+    assert first == [t.completion_ids[0] for t in decode(model, prompts, options, **run)]
+    expected = (model(torch.tensor([[4, 5]])).logits[0, -1] / 0.7).softmax(-1)
+    observed = torch.bincount(torch.tensor(first), minlength=8) / len(first)
+    torch.testing.assert_close(observed.double(), expected, rtol=0, atol=0.03)
+
+
+def test_bad_input_is_named():
+    model = tiny_model("llama")
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        decode(model, [[4], []], GenArguments(), eos_ids=[EOS], backtrack_id=BT, context="soft")
+    with pytest.raises(ValueError, match="tokenizer"):
+        decode(model, [[4]], GenArguments(stop=["x"]), eos_ids=[EOS], backtrack_id=BT, context="soft")

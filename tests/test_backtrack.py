@@ -1,0 +1,165 @@
+"""Laws 1 and 2 and the three contexts, against a slow stack machine and a slow list of visible rows."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmhalluc.backtrack import (
+    CONTEXTS,
+    ERROR_LABELS,
+    IGNORE,
+    Tape,
+    apply_backtracking,
+    inject_error,
+    labels,
+    layout,
+    replay,
+)
+
+BT = 99
+plain = st.lists(st.integers(0, 9), max_size=12)
+traces = st.lists(st.one_of(st.integers(0, 9), st.just(BT)), max_size=30)
+prompts = st.lists(st.integers(10, 19), min_size=1, max_size=4)
+
+
+def slow_replay(trace):
+    """One token at a time on a list: the oracle."""
+    stack = []
+    for i, token in enumerate(trace):
+        if token != BT:
+            stack.append(i)
+        elif stack:
+            del stack[-1]
+    return stack
+
+
+@st.composite
+def nested_injections(draw):
+    """A clean completion, and the trace after some injections, each maybe inside an earlier error."""
+    clean = draw(plain)
+    trace = list(clean)
+    for _ in range(draw(st.integers(0, 4))):
+        trace = inject_error(trace, draw(st.integers(0, len(trace))), draw(plain), BT)
+    return clean, trace
+
+
+@given(traces)
+def test_replay_is_the_stack_machine(trace):
+    assert replay(trace, BT) == slow_replay(trace)
+    assert apply_backtracking(trace, BT) == [trace[i] for i in slow_replay(trace)]
+
+
+@given(plain, st.data())
+def test_law1_injected_errors_erase_themselves(clean, data):
+    at = data.draw(st.integers(0, len(clean)))
+    inner = data.draw(plain)
+    error = inject_error(inner, data.draw(st.integers(0, len(inner))), data.draw(plain), BT)
+    assert apply_backtracking(inject_error(clean, at, error, BT), BT) == clean
+
+
+@given(nested_injections())
+def test_law1_any_nesting(case):
+    clean, trace = case
+    assert apply_backtracking(trace, BT) == clean
+
+
+@pytest.mark.parametrize("error, at", [([BT, 1], 1), ([1, BT, BT], 1), ([1], 5), ([1], -1)])
+def test_inject_error_refuses_what_would_reach_outside(error, at):
+    with pytest.raises(ValueError):
+        inject_error([1, 2], at, error, BT)
+
+
+@given(prompts, traces)
+def test_law2_mask_ignores_exactly_prompt_and_erased(prompt, trace):
+    targets = labels(prompt, trace, BT, "mask")
+    kept = {len(prompt) + i for i in slow_replay(trace)} | {
+        len(prompt) + i for i, token in enumerate(trace) if token == BT
+    }
+    assert [i for i, target in enumerate(targets) if target != IGNORE] == sorted(kept)
+    assert all(targets[i] == (prompt + trace)[i] for i in kept)
+
+
+@given(prompts, traces)
+def test_law2_redirect_targets_the_final_follower(prompt, trace):
+    targets = labels(prompt, trace, BT, "redirect")[len(prompt) :]
+    final = slow_replay(trace)
+    stack = []
+    for i, token in enumerate(trace):
+        if token == BT or i in final:
+            assert targets[i] == token
+        else:  # erased: redirected where the stack below it is a prefix of the final text, and goes on there
+            on_track = stack == final[: len(stack)] and len(stack) < len(final)
+            assert targets[i] == (trace[final[len(stack)]] if on_track else IGNORE)
+        if token != BT:
+            stack.append(i)
+        elif stack:
+            stack.pop()
+    assert labels(prompt, trace, BT, "redirect")[: len(prompt)] == [IGNORE] * len(prompt)
+
+
+@given(prompts, traces)
+def test_law2_train_targets_the_whole_completion(prompt, trace):
+    assert labels(prompt, trace, BT, "train") == [IGNORE] * len(prompt) + trace
+
+
+def test_trap5_nested_erasures_are_replayed_not_counted():
+    # "the 2 tokens before 2 BACKTRACKs" would mask c and the inner BACKTRACK, and train on a.
+    trace = [1, 2, BT, 3, BT, BT, 4]
+    assert labels([], trace, BT, "mask") == [IGNORE, IGNORE, BT, IGNORE, BT, BT, 4]
+    assert labels([], trace, BT, "redirect") == [4, IGNORE, BT, IGNORE, BT, BT, 4]
+
+
+def slow_rows(prompt, trace, context):
+    """Each query row's visible rows as (id, position), in order of position: what design's table says, slowly."""
+    seen = []
+    for end in range(len(trace) + 1):
+        done, run = trace[:end], 0  # run: BACKTRACKs at the end, the run that still lasts
+        while context == "block" and run < len(done) and done[-1 - run] == BT:
+            run += 1
+        before = done[: len(done) - run]
+        kept = done if context == "soft" else [before[i] for i in slow_replay(before)] + [BT] * run
+        view = list(prompt) + list(kept)
+        seen.append([(token, position) for position, token in enumerate(view)])
+    return seen
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@given(prompt=prompts, trace=traces)
+def test_layout_shows_what_the_context_says(context, prompt, trace):
+    ids, positions, until = layout(prompt, trace, BT, context)
+    assert len(ids) == len(positions) == len(until) == len(prompt) + len(trace)
+    for end, expected in enumerate(slow_rows(prompt, trace, context)):
+        query = len(prompt) + end - 1
+        visible = [(ids[j], positions[j]) for j in range(query + 1) if query < until[j]]
+        assert sorted(visible, key=lambda row: row[1]) == expected
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@given(prompt=prompts, trace=traces)
+def test_tape_writes_the_layout(context, prompt, trace):
+    expected = layout(prompt, trace, BT, context)
+    tape, until = Tape(prompt, BT, context), [len(prompt) + len(trace)] * (len(prompt) + len(trace))
+    rows = []
+    for i, token in enumerate(trace):
+        input_id, position, hidden = tape.feed(token)
+        rows.append((input_id, position))
+        for row in hidden:
+            until[row] = len(prompt) + i
+        assert tape.surviving == apply_backtracking(trace[: i + 1], BT)
+    assert rows == list(zip(expected.input_ids, expected.position_ids, strict=True))[len(prompt) :]
+    assert until == expected.visible_until
+    assert tape.erased == (len(trace) - len(tape.surviving) - trace.count(BT))
+
+
+@pytest.mark.parametrize("make", [lambda p, t: layout(p, t, BT, "rewind"), lambda p, t: Tape(p, BT, "rewind").feed(BT)])
+def test_rewind_with_nothing_left_is_refused(make):
+    with pytest.raises(ValueError, match="nothing|empty"):
+        make([], [BT])
+
+
+def test_unknown_names_are_refused():
+    for call in (lambda: layout([1], [2], BT, "hard"), lambda: Tape([1], BT, "hard")):
+        with pytest.raises(ValueError, match="soft, block, rewind"):
+            call()
+    with pytest.raises(ValueError, match=", ".join(ERROR_LABELS)):
+        labels([1], [2], BT, "drop")
