@@ -141,55 +141,45 @@ def _plain_runs(token_ids: Sequence[int], backtrack_id: int):
 
 
 class Tape:
-    """`layout`, one emitted token at a time: what decoding feeds for each.
+    """`layout`, one emitted token at a time, for a cache in which a token at position p lies in column p.
 
-    `surviving` holds the completion ids that stand, `erased` counts erasures. Raises as `layout` does.
+    `columns` holds the ids that the newest row sees, itself included, by position; `surviving` the completion ids
+    that stand; `erased` counts them. Raises as `layout` does.
     """
 
     def __init__(self, prompt_ids: Sequence[int], backtrack_id: int | None, context: str):
         if context not in CONTEXTS:
             raise ValueError(f"context is {context!r}, expected one of {', '.join(CONTEXTS)}")
         self.backtrack_id, self.context = backtrack_id, context
+        self.columns = list(prompt_ids)
         self.surviving: list[int] = []
         self.erased = 0
-        self.length = self._n_prompt = len(prompt_ids)
-        self._position = self.length - 1  # of the newest row
-        self._rows: list[int] = []  # the row that stands for each surviving token
-        self._base = (prompt_ids[-1] if prompt_ids else None, self.length - 1)  # the prompt's top: id, row
-        self._hidden_next: list[int] = []
+        self._n_prompt = len(prompt_ids)
+        self._positions: list[int] = []  # of the surviving tokens
 
-    def feed(self, token: int) -> tuple[int, int, list[int]]:
-        """Append `token`; answer the new row's input id, its position, and the rows invisible from it on."""
-        row, hidden, input_id = self.length, [], token
-        self.length += 1
-        is_erasure, popped = token == self.backtrack_id, None
-        if is_erasure and self.surviving:
-            self.surviving.pop()
-            popped = self._rows.pop()
-            self.erased += 1
-        if not is_erasure:
-            hidden, self._hidden_next = self._hidden_next, []
-            self._position = self._position + 1 if self.context == "soft" else self._n_prompt + len(self._rows)
-            self.surviving.append(token)
-            self._rows.append(row)
-        elif self.context == "rewind":
-            if popped is not None:
-                hidden.append(popped)
-            input_id, self._position = self._feed_top_again(row, hidden)
-        else:
-            self._position += 1
+    def feed(self, token: int) -> tuple[int, int]:
+        """Append `token`; answer the input id and the position of its row."""
+        if token != self.backtrack_id:
             if self.context == "block":
-                self._hidden_next += (row,) if popped is None else (popped, row)
-        return input_id, self._position, hidden
+                del self.columns[self._n_prompt + len(self.surviving) :]
+            self._positions.append(len(self.columns))
+            self.surviving.append(token)
+            self.columns.append(token)
+        elif self.context == "rewind":
+            return self.erase(min(1, len(self.surviving)))
+        else:
+            if self.surviving:
+                self.surviving.pop()
+                self._positions.pop()
+                self.erased += 1
+            self.columns.append(token)
+        return self.columns[-1], len(self.columns) - 1
 
-    def _feed_top_again(self, row: int, hidden: list[int]) -> tuple[int, int]:
-        if self._rows:
-            hidden.append(self._rows[-1])
-            self._rows[-1] = row
-            return self.surviving[-1], self._n_prompt + len(self._rows) - 1
-        top, older = self._base
-        if top is None:
+    def erase(self, count: int) -> tuple[int, int]:
+        """Unwrite the last `count` surviving tokens and every row since; answer the row that is then the newest."""
+        if count:
+            del self.columns[self._positions[-count] :], self._positions[-count:], self.surviving[-count:]
+            self.erased += count
+        if not self.columns:
             raise ValueError("rewind needs a token to feed again: the prompt is empty and so is the rest")
-        hidden.append(older)
-        self._base = (top, row)
-        return top, self._n_prompt - 1
+        return self.columns[-1], len(self.columns) - 1

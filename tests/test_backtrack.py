@@ -137,21 +137,37 @@ def test_layout_shows_what_the_context_says(context, prompt, trace):
 @pytest.mark.parametrize("context", CONTEXTS)
 @given(prompt=prompts, trace=traces)
 def test_tape_writes_the_layout(context, prompt, trace):
-    expected = layout(prompt, trace, BT, context)
-    tape, until = Tape(prompt, BT, context), [len(prompt) + len(trace)] * (len(prompt) + len(trace))
-    rows = []
+    ids, positions, until = layout(prompt, trace, BT, context)
+    tape = Tape(prompt, BT, context)
     for i, token in enumerate(trace):
-        input_id, position, hidden = tape.feed(token)
-        rows.append((input_id, position))
-        for row in hidden:
-            until[row] = len(prompt) + i
+        query = len(prompt) + i
+        assert tape.feed(token) == (ids[query], positions[query])
+        visible = {positions[j]: ids[j] for j in range(query + 1) if query < until[j]}
+        assert tape.columns == [visible[position] for position in range(len(visible))]
         assert tape.surviving == apply_backtracking(trace[: i + 1], BT)
-    assert rows == list(zip(expected.input_ids, expected.position_ids, strict=True))[len(prompt) :]
-    assert until == expected.visible_until
-    assert tape.erased == (len(trace) - len(tape.surviving) - trace.count(BT))
+    assert tape.erased == len(trace) - len(tape.surviving) - trace.count(BT)
 
 
-@pytest.mark.parametrize("make", [lambda p, t: layout(p, t, BT, "rewind"), lambda p, t: Tape(p, BT, "rewind").feed(BT)])
+@pytest.mark.parametrize("context", CONTEXTS)
+@given(prompt=prompts, trace=traces, data=st.data())
+def test_erase_unwrites_as_if_never_written(context, prompt, trace, data):
+    tape = Tape(prompt, BT, context)
+    for token in trace:
+        tape.feed(token)
+    survivors = slow_replay(trace)
+    count = data.draw(st.integers(0, len(survivors)))
+    top = tape.erase(count)
+    assert top == (tape.columns[-1], len(tape.columns) - 1)
+    assert tape.surviving == [trace[i] for i in survivors[: len(survivors) - count]]
+    if count and context != "soft":
+        assert tape.columns == prompt + tape.surviving
+    if count and context == "soft":
+        assert tape.columns == prompt + trace[: survivors[len(survivors) - count]]
+
+
+@pytest.mark.parametrize(
+    "make", [lambda p, t: layout(p, t, BT, "rewind"), lambda p, t: Tape(p, BT, "rewind").feed(BT)]
+)
 def test_rewind_with_nothing_left_is_refused(make):
     with pytest.raises(ValueError, match="nothing|empty"):
         make([], [BT])

@@ -7,10 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmhalluc.backtrack import CONTEXTS, apply_backtracking, inject_error, layout
 from llmhalluc.decoding import engine
 from llmhalluc.decoding.engine import decode
+from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.gen_args import GenArguments
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
@@ -32,7 +34,10 @@ def layout_logits(model, prompt, trace, context):
     query, key = torch.arange(len(ids))[:, None], torch.arange(len(ids))[None]
     mask = (key <= query) & (query < torch.tensor(until)[None])
     return model(
-        torch.tensor([ids]), position_ids=torch.tensor([positions]), attention_mask=mask[None, None], use_cache=False
+        torch.tensor([ids]),
+        position_ids=torch.tensor([positions]),
+        attention_mask=mask[None, None],
+        use_cache=False,
     ).logits[0]
 
 
@@ -90,7 +95,9 @@ def test_trap10_a_backtrack_rewinds_its_own_row_and_no_more(monkeypatch):
     # In `rewind` a BACKTRACK never enters the cache as itself: one erased token, one row fed again.
     model, fed = tiny_model("llama"), []
     model.register_forward_pre_hook(
-        lambda _, __, kwargs: fed.append((kwargs["input_ids"][0, -1].item(), kwargs["position_ids"][0, -1].item())),
+        lambda _, __, kwargs: fed.append(
+            (kwargs["input_ids"][0, -1].item(), kwargs["position_ids"][0, -1].item())
+        ),
         with_kwargs=True,
     )
     scripted(monkeypatch, [[10, 11, BT, 12]])
@@ -170,7 +177,9 @@ def test_where_all_is_banned_the_prompt_still_ends():
 def test_a_batch_gives_what_single_runs_give(seed, context, temperature):
     model, rng = tiny_model("qwen3"), random.Random(seed)
     prompts = [[rng.randrange(4, 60) for _ in range(rng.randrange(1, 9))] for _ in range(5)]
-    options = GenArguments(max_new_tokens=20, temperature=temperature, top_k=40, backtrack_bias=2.0, seed=seed)
+    options = GenArguments(
+        max_new_tokens=20, temperature=temperature, top_k=40, backtrack_bias=2.0, seed=seed
+    )
     run = {"eos_ids": [EOS, 30], "backtrack_id": BT, "context": context}
     batch = decode(model, prompts, options, batch_size=4, **run)
     single = [decode(model, [p], options, keys=[str(i)], **run)[0] for i, p in enumerate(prompts)]
@@ -179,14 +188,65 @@ def test_a_batch_gives_what_single_runs_give(seed, context, temperature):
         assert trace.surviving_ids == apply_backtracking(trace.completion_ids, BT)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_without_erasures_it_is_transformers_generate(family):
-    model = tiny_model(family)
-    prompt = [5, 6, 7, 8]
-    (trace,) = decode(model, [prompt], GenArguments(max_new_tokens=20), eos_ids=[EOS], backtrack_id=None,
-                      context="soft")  # fmt: skip
-    expected = model.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=EOS)
-    assert prompt + trace.completion_ids == expected[0].tolist()
+GEMMA = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=1,
+             head_dim=8, sliding_window=6, layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+             vocab_size=64, pad_token_id=0, bos_token_id=1, eos_token_id=2, initializer_range=0.3)  # fmt: skip
+
+
+def gemma():
+    """Layers with a sliding window of 6 beside full ones: the architecture whose cache cannot simply be cropped."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("gemma3_text", **GEMMA)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", [*FAMILIES, "gemma3_text"])
+def test_without_erasures_it_is_transformers_generate(family, attention):
+    model = gemma() if family == "gemma3_text" else tiny_model(family)
+    model.set_attn_implementation(attention)
+    prompts = [[5, 6, 7, 8], [9, 10], [11] * 9]
+    traces = decode(
+        model, prompts, GenArguments(max_new_tokens=20), eos_ids=[EOS], backtrack_id=None, context="soft"
+    )
+    for prompt, trace in zip(prompts, traces, strict=True):
+        expected = model.generate(
+            torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=EOS
+        )
+        assert prompt + trace.completion_ids == expected[0].tolist()
+
+
+def test_a_sliding_window_rewinds_too(monkeypatch):
+    # No column is thrown away before the window has passed it, so an erased text can be taken back.
+    model, trace = gemma(), random_trace(random.Random(1), 12)
+    seen = scripted(monkeypatch, [trace])
+    decode(
+        model, [[5, 6, 7]], GenArguments(max_new_tokens=64), eos_ids=[EOS], backtrack_id=BT, context="rewind"
+    )
+    for step in range(1, len(trace) + 1):
+        clean = torch.tensor([[5, 6, 7] + apply_backtracking(trace[:step], BT)])
+        expected = model(clean, use_cache=False).logits[0, -1]
+        torch.testing.assert_close(seen[0][step], expected, rtol=0, atol=1e-9)
+
+
+def test_layers_that_keep_more_than_keys_and_values_are_refused():
+    config = AutoConfig.for_model(
+        "mamba2", hidden_size=32, num_heads=4, head_dim=16, num_hidden_layers=1, vocab_size=64
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(UserError, match="mamba2"):
+        decode(model, [[4]], GenArguments(), eos_ids=[EOS], backtrack_id=BT, context="soft")
+
+
+def test_long_prompts_are_filled_in_chunks(monkeypatch):
+    monkeypatch.setattr(engine, "PREFILL_TOKENS", 16)
+    model, rng = tiny_model("qwen3"), random.Random(3)
+    prompts = [[rng.randrange(4, 60) for _ in range(n)] for n in (50, 3, 33, 1, 17, 16)]
+    run = dict(eos_ids=[EOS], backtrack_id=BT, context="soft")
+    traces = decode(model, prompts, GenArguments(max_new_tokens=5), batch_size=4, **run)
+    for prompt, trace in zip(prompts, traces, strict=True):
+        expected = model.generate(torch.tensor([prompt]), max_new_tokens=5, do_sample=False, eos_token_id=EOS)
+        assert prompt + trace.completion_ids == expected[0].tolist()
 
 
 def test_law6_stop_strings_read_the_surviving_text(monkeypatch):
@@ -196,10 +256,24 @@ def test_law6_stop_strings_read_the_surviving_text(monkeypatch):
     ids = {text: tokenizer.convert_tokens_to_ids(text) for text in "cat dog sat on # 4 2".split()}
     ids["dog"] = ids["on"]
     # "#" is erased, so the first "# #" of the raw trace is no stop; the second, surviving one is.
-    trace = [ids["cat"], ids["#"], erase, ids["#"], ids["4"], ids["#"], erase, ids["2"], ids["#"], ids["#"], ids["4"]]
+    trace = [
+        ids["cat"],
+        ids["#"],
+        erase,
+        ids["#"],
+        ids["4"],
+        ids["#"],
+        erase,
+        ids["2"],
+        ids["#"],
+        ids["#"],
+        ids["4"],
+    ]
     scripted(monkeypatch, [trace])
     options = GenArguments(max_new_tokens=30, stop=["# #"])
-    (done,) = decode(model, [[5]], options, eos_ids=[EOS], backtrack_id=erase, context="soft", tokenizer=tokenizer)
+    (done,) = decode(
+        model, [[5]], options, eos_ids=[EOS], backtrack_id=erase, context="soft", tokenizer=tokenizer
+    )
     assert done.finish_reason == "stop"
     assert done.completion_ids == trace[:10]
     assert done.text.split() == ["cat", "#", "4", "2"]
