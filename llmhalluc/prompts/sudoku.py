@@ -1,39 +1,52 @@
-"""Sudoku as text: the grid row by row with `.` for an empty cell, then `=`; the answer is the blanks' digits in order.
+"""Sudoku as text: one token a filled cell (`b3=4`), the given cells, `solve`, then the blanks row by row.
 
-A board is a string of size² characters, row by row. Correctness has one definition, `check`.
+A board is a string of size² characters row by row, `.` for an empty cell; columns are letters, rows numbers.
 """
 
 from functools import cache
 from math import isqrt
+from operator import eq
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 BOX = {4: (2, 2), 6: (2, 3)}  # size: rows and columns of a box
+SOLVE = "solve"
+
+
+def cell_token(size: int, cell: int, digit: int | str) -> str:
+    """The token that fills `cell`, counted row by row from 0: `cell_token(4, 5, 3)` is `b2=3`."""
+    row, column = divmod(cell, size)
+    return f"{'abcdef'[column]}{row + 1}={digit}"
 
 
 def prompt_text(puzzle: str) -> str:
-    """`1..42.3..3.2.1..` -> `1..42.3..3.2.1..=`."""
-    return f"{puzzle}="
+    """The given cells: `a1=3 d2=1 solve`."""
+    size = isqrt(len(puzzle))
+    return " ".join([*(cell_token(size, i, digit) for i, digit in enumerate(puzzle) if digit != "."), SOLVE])
 
 
 def answer_text(puzzle: str, solution: str) -> str:
-    """The digits of `solution` at the blanks of `puzzle`, row by row."""
-    return "".join(right for given, right in zip(puzzle, solution, strict=True) if given == ".")
+    """The blanks of `puzzle` filled from `solution`, row by row: `b1=2 c1=4`."""
+    size = isqrt(len(puzzle))
+    return " ".join(cell_token(size, i, solution[i]) for i, digit in enumerate(puzzle) if digit == ".")
 
 
 def fill(puzzle: str, completion: str) -> str | None:
-    """The board with the first blanks filled from `completion`, white space ignored.
+    """The board after the moves of `completion`; None where a word is no move or its cell is taken."""
+    moves, board = _moves(isqrt(len(puzzle))), list(puzzle)
+    for word in completion.split():
+        cell, digit = moves.get(word, (None, ""))
+        if cell is None or board[cell] != ".":
+            return None
+        board[cell] = digit
+    return "".join(board)
 
-    None where a character is no digit of the board, or when there are more of them than blanks.
-    """
-    digits = "".join(completion.split())
-    allowed = "123456789"[: isqrt(len(puzzle))]
-    if len(digits) > puzzle.count(".") or any(digit not in allowed for digit in digits):
-        return None
-    rest = iter(digits)
-    return "".join(next(rest, ".") if given == "." else given for given in puzzle)
+
+@cache
+def _moves(size: int) -> dict[str, tuple[int, str]]:
+    return {cell_token(size, i, d): (i, str(d)) for i in range(size * size) for d in range(1, size + 1)}
 
 
 def check(puzzle: str, completion: str) -> bool:
@@ -53,7 +66,7 @@ def peers(size: int) -> tuple[tuple[int, ...], ...]:
     """For each cell, the other cells of its row, column and box."""
     units = [cell_units(size, cell) for cell in range(size * size)]
     return tuple(
-        tuple(j for j, other in enumerate(units) if j != i and any(a == b for a, b in zip(mine, other, strict=True)))
+        tuple(j for j, other in enumerate(units) if j != i and any(map(eq, mine, other)))
         for i, mine in enumerate(units)
     )
 
@@ -66,14 +79,13 @@ def cell_units(size: int, cell: int) -> tuple[int, int, int]:
 
 
 def build_tokenizer(size: int) -> "PreTrainedTokenizerFast":
-    """One token a character; `<pad>` 0, `<bos>` 1, `<eos>` 2, `<unk>` 3, then `.`, `=` and the digits 1..size."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    """One token a move and `solve`; `<pad>` 0, `<bos>` 1, `<eos>` 2, `<unk>` 3; BACKTRACK is added by the model."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    tokens = ["<pad>", "<bos>", "<eos>", "<unk>", ".", "=", *"123456789"[:size]]
+    tokens = ["<pad>", "<bos>", "<eos>", "<unk>", SOLVE, *_moves(size)]
     inner = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    inner.decoder = decoders.Fuse()
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>",
         clean_up_tokenization_spaces=False,
