@@ -1,9 +1,16 @@
-"""The `data` section: records, columns, converter."""
+"""The `data` section: records, columns, converter; and the refusal of evaluation splits (law 8)."""
 
+import re
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Literal
 
+from llmhalluc.extras.constant import EVAL_SPLITS
+from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.field import option
+
+# Suffixes that make a name a local file, whether or not it is there.
+FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".tsv", ".txt", ".gz", ".zst", ".zip", ".arrow")
 
 
 @dataclass
@@ -29,3 +36,28 @@ class DataArguments:
     sudoku_max_blanks: int = option(11, "most empty cells")
     sudoku_test_percent: int = option(20, "share of solution grids, by hash, that only evaluation may see")
     sudoku_seed: int = option(0, "seed of the generator")
+
+
+def is_file_name(dataset: str) -> bool:
+    """Whether a data set's name means a local file: a data file's suffix, `./`, `~`, `/`, or many folders."""
+    return dataset.endswith(FILE_SUFFIXES) or dataset.startswith((".", "~", "/")) or dataset.count("/") > 1
+
+
+def refuse_evaluation_split(dataset: str, split: str) -> None:
+    """Raise UserError when training data names an evaluation split: `test[:10]`, `my_test.jsonl`.
+
+    The words of the split's name and of a local file's stem count: `train+validation` is refused, `latest` is
+    not. So does a file's folder, unless the stem says train. GSM-Symbolic is refused however it is spelt.
+    """
+    if "gsmsymbolic" in re.sub(r"[-_ .]", "", dataset.lower()):
+        raise UserError(f"data.dataset is {dataset}, made from GSM8K's test templates: name data that is for training")
+    words = {"data.split": re.findall("[a-z]+", split.lower()), "data.dataset": []}
+    if is_file_name(dataset):
+        path = PurePath(dataset.lower())
+        words["data.dataset"] = re.findall("[a-z]+", path.name.split(".")[0])
+        if "train" not in words["data.dataset"]:
+            words["data.dataset"].append(path.parent.name)  # test/0000.parquet
+    for (key, found), value in zip(words.items(), (split, dataset), strict=True):
+        for word in found:
+            if word in EVAL_SPLITS:
+                raise UserError(f"{key} is {value}, and {word} is an evaluation split: name data that is for training")

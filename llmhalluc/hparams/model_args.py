@@ -35,7 +35,8 @@ class ModelArguments:
         ["delete", "undo", "erase", "remove", "backspace"], "words whose embeddings semantic averages"
     )
     token_init_description: str = option(
-        "a special token that erases the token before it", "sentence whose token embeddings description averages"
+        "a special token that erases the token before it",
+        "sentence whose token embeddings description averages",
     )
     token_init_noise: float = option(0.01, "standard deviation of the noise, as a share of the row's norm")
     finetuning: Literal["full", "lora", "qlora"] = option("full", "which weights train")

@@ -1,0 +1,54 @@
+"""`--help`: every key with its type, default and meaning."""
+
+import itertools
+import shutil
+import textwrap
+from pathlib import Path
+
+import yaml
+
+from llmhalluc.hparams.checks import CHOICES, RANGES, describe
+from llmhalluc.hparams.trl_fields import Key
+
+_USAGE = """\
+usage: python -m llmhalluc.{program} [--config FILE] [section.key=value ...]
+
+  --config FILE      a YAML file with the sections below; it inherits from a `base: other.yaml`{default}
+  section.key=value  overrides the file: train.learning_rate=1e-5
+  --print-config     print the whole resolved config as YAML, and stop
+  --help             print this, and stop
+"""
+
+
+def help_text(program: str, default: Path | None, groups: dict[str, tuple[str | None, dict[str, Key]]]) -> str:
+    """The usage, then a table a section: `groups` maps its name to what it is and its keys."""
+    width = max(shutil.get_terminal_size((120, 24)).columns, 90)
+    lines = [_USAGE.format(program=program, default=f" (default: {default})" if default else "")]
+    for section, (meaning, keys) in groups.items():
+        dot = f"{section}." if section else ""
+        lines += [f"{section or 'top level'}: {meaning}", ""]
+        rows = [
+            (dot + name, _type(dot + name, key), _default(key.default), key.help.replace("%%", "%"))
+            for name, key in keys.items()
+        ]
+        limits = (width, 24, 20)
+        margins = [min(max(len(row[i]) for row in rows), limit) for i, limit in enumerate(limits)]
+        margins.append(max(width - sum(margins) - 8, 30))
+        for row in rows:
+            wrapped = [textwrap.wrap(*cell, break_on_hyphens=False) for cell in zip(row, margins, strict=True)]
+            for line in itertools.zip_longest(*wrapped, fillvalue=""):
+                lines.append("  " + "  ".join(map(str.ljust, line, margins)).rstrip())
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _type(name: str, key: Key) -> str:
+    """The type in words, with the choices or the interval where there are some."""
+    if name in CHOICES:
+        return "one of " + ", ".join(map(str, CHOICES[name]))
+    return describe(key.type) + (f" in {RANGES[name]}" if name in RANGES else "")
+
+
+def _default(value: object) -> str:
+    """The default as one would write it in YAML."""
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")

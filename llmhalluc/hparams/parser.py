@@ -1,0 +1,288 @@
+"""YAML files and dotted overrides -> dataclasses; every mistake told at once, before torch is imported.
+
+`load_raw` reads (base files, overrides, interpolations), `build` checks and makes a `Config`, `resolved`
+makes plain data of it again, `parse` is what a program calls with its command line.
+"""
+
+import copy
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from llmhalluc.extras.errors import UserError
+from llmhalluc.hparams import checks
+from llmhalluc.hparams.backtrack_args import BacktrackArguments
+from llmhalluc.hparams.data_args import DataArguments
+from llmhalluc.hparams.eval_args import EvalArguments
+from llmhalluc.hparams.exp_args import ExpArguments
+from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.help import help_text
+from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.train_args import TrainArguments
+from llmhalluc.hparams.trl_fields import Key, trl_keys
+
+SECTIONS: dict[str, Any] = {
+    "model": ModelArguments,
+    "data": DataArguments,
+    "backtrack": BacktrackArguments,
+    "train": TrainArguments,
+    "gen": GenArguments,
+    "eval": EvalArguments,
+    "exp": ExpArguments,
+}
+SEED = Key(int | None, None, "sets train.seed, train.data_seed, gen.seed and eval.seed where they are not given")
+_OVERRIDE = re.compile(r"\w+(\.[\w-]+|\[[^][=]+])*=")  # exp.grid[backtrack.context]=[soft]
+SEEDED = (("train", "seed"), ("train", "data_seed"), ("gen", "seed"), ("eval", "seed"))
+# Where ours differ from TRL's defaults.
+TRL_DEFAULTS = {"output_dir": "outputs/train"}
+
+
+@dataclass
+class Config:
+    """A whole configuration: one dataclass a section."""
+
+    model: ModelArguments = field(default_factory=ModelArguments)
+    data: DataArguments = field(default_factory=DataArguments)
+    backtrack: BacktrackArguments = field(default_factory=BacktrackArguments)
+    train: TrainArguments = field(default_factory=TrainArguments)
+    gen: GenArguments = field(default_factory=GenArguments)
+    eval: EvalArguments = field(default_factory=EvalArguments)
+    exp: ExpArguments = field(default_factory=ExpArguments)
+    seed: int | None = None
+
+
+def parse(argv: list[str], program: str, sections: tuple[str, ...], default: Path | None = None) -> Config:
+    """The Config of a command line; `--help` and `--print-config` print and exit. Raises UserError."""
+    return build(read(argv, program, sections, default), sections)
+
+
+def read(argv: list[str], program: str, sections: tuple[str, ...], default: Path | None = None) -> dict:
+    """`parse` without the last step: the raw config of a command line."""
+    if "--help" in argv or "-h" in argv:
+        groups = {name: (SECTIONS[name].__doc__, section_keys(name)) for name in sections}
+        _show(help_text(program, default, {"": ("Above all sections.", {"seed": SEED})} | groups))
+        sys.exit(0)
+    path, overrides, problems, words = default, [], [], list(argv)
+    while words:
+        word = words.pop(0)
+        if word == "--config" and words:
+            path = Path(words.pop(0))
+        elif word.startswith("--config="):
+            path = Path(word.removeprefix("--config="))
+        elif "=" in word and not word.startswith("-"):
+            overrides.append(word)
+        elif word != "--print-config":
+            problems.append(f"{word} is none of --config FILE, --print-config, --help, section.key=value")
+    raw, found = _load(path, overrides)
+    if problems := problems + found:
+        try:
+            build(raw, sections)
+        except UserError as error:
+            problems += error.sentences
+        raise UserError(*problems)
+    if "--print-config" in argv:
+        plain = resolved(build(raw))
+        for section, key in SEEDED:  # so that `seed` still reaches them when the printed config is used
+            if plain[section].get(key) == plain.get("seed", ...):
+                del plain[section][key]
+        _show(to_yaml(plain))
+        sys.exit(0)
+    return raw
+
+
+def load_raw(path: str | Path | None, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """The file, on top of its `base` files, under the dotted overrides: plain data, `${…}` resolved."""
+    raw, problems = _load(path, overrides)
+    if problems:
+        raise UserError(*problems)
+    return raw
+
+
+def _load(path: str | Path | None, overrides: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
+    """`load_raw` that hands on its sentences, with what could be read."""
+    config: Any = OmegaConf.create()
+    problems: list[str] = []
+    try:
+        config = _load_file(Path(path)) if path is not None else config
+    except UserError as error:
+        problems += error.sentences
+    for override in overrides:
+        if not _OVERRIDE.match(override):
+            problems.append(f"{override} cannot be read: expected section.key=value")
+            continue
+        try:
+            config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            problems.append(f"{override} cannot be read: {_one_line(error)}")
+    raw: dict[str, Any] = {}
+    for name in config:
+        try:
+            part = config[name]
+            raw[name] = OmegaConf.to_container(part, resolve=True) if OmegaConf.is_config(part) else part
+        except OmegaConfBaseException as error:
+            problems.append(f"{error.full_key or name} cannot be resolved: {_one_line(error)}")
+    return raw, problems
+
+
+def build(raw: dict[str, Any], sections: tuple[str, ...] = ()) -> Config:
+    """Check and convert; `sections` names those whose inputs (files, folders, a model) must be there as well.
+
+    Raises UserError with a sentence for every mistake.
+    """
+    given = copy.deepcopy(raw)
+    given |= {section: {} for section in SECTIONS if given.get(section) is None}
+    _spread_seed(given)
+    problems = list(_problems(given))  # (dotted name of the key, sentence)
+    bad = {name for name, _ in problems}
+    seed = None if "seed" in bad else given.get("seed")
+    config = Config(seed=seed)
+    for section in SECTIONS.keys() - bad:
+        part = {k: v for k, v in given.get(section, {}).items() if f"{section}.{k}" not in bad}
+        setattr(config, section, _instance(section, part))
+    for names, sentence in [*checks.together(config), *checks.inputs(config, sections)]:
+        # What is already told, of the key or of its whole section, is not told again as its consequence.
+        if not bad & {prefix for name in names for prefix in _prefixes(name)}:
+            problems.append((names[0], sentence))
+    if problems:
+        raise UserError(*(sentence for _, sentence in problems))
+    return config
+
+
+def resolved(config: Config, sections: tuple[str, ...] = tuple(SECTIONS)) -> dict[str, Any]:
+    """The sections as plain data: `build(resolved(config)) == config`."""
+    plain: dict[str, Any] = {} if config.seed is None else {"seed": config.seed}
+    for section in sections:
+        plain[section] = dataclasses.asdict(getattr(config, section))
+        plain[section] |= plain[section].pop("trl", {})
+    return plain
+
+
+def to_yaml(plain: dict[str, Any]) -> str:
+    """Plain data as YAML that `load_raw` reads back as it was, `${` in a string included."""
+    return OmegaConf.to_yaml(OmegaConf.create(_escape(plain)))
+
+
+def section_keys(section: str, stage: str = "sft") -> dict[str, Key]:
+    """Every key that a section takes; in `train` also those of the stage's TRL config."""
+    defaults = SECTIONS[section]()
+    fields = [field for field in dataclasses.fields(defaults) if field.name != "trl"]
+    ours = {f.name: Key(f.type, getattr(defaults, f.name), f.metadata["help"]) for f in fields}
+    if section != "train":
+        return ours
+    theirs = trl_keys(stage) or {}
+    return ours | {name: key._replace(default=TRL_DEFAULTS.get(name, key.default)) for name, key in theirs.items()}
+
+
+def _show(text: str) -> None:
+    """Print, and be content when the reader stops early (`--help | head`)."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _load_file(path: Path, seen: tuple[Path, ...] = ()) -> Any:
+    """The file over its bases, the last base on top: dicts are merged by key, lists and values replaced."""
+    path = path.expanduser().resolve()
+    if path in seen:
+        raise UserError(f"base of {seen[-1]} is {path}, which is built on it: take one of the two out")
+    if not path.is_file():
+        raise UserError(f"{f'base of {seen[-1]}' if seen else 'config'} is {path}, which does not exist")
+    try:
+        config = OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {_one_line(error)}") from None
+    if not OmegaConf.is_dict(config):
+        raise UserError(f"{path} holds a list, expected sections")
+    base = OmegaConf.to_container(config).get("base") or []
+    config.pop("base", None)
+    bases = [base] if isinstance(base, str) else base
+    if not checks.accepts(list[str], bases):
+        raise UserError(f"base of {path} is {base!r}, expected a YAML file or a list of them")
+    return OmegaConf.merge(*(_load_file(path.parent / name, (*seen, path)) for name in bases), config)
+
+
+def _spread_seed(given: dict[str, Any]) -> None:
+    """Put the one seed where the sections want theirs and do not give it."""
+    seed = given.get("seed")
+    for section, key in SEEDED if checks.accepts(int, seed) else ():
+        if isinstance(given[section], dict):
+            given[section].setdefault(key, seed)
+
+
+def _problems(given: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(dotted name, sentence) of everything that can be said of one key; YAML's `no` is mended in place."""
+    if sentence := checks.key_problem("seed", given.get("seed"), SEED.type, "seed"):
+        yield "seed", sentence
+    stage = given["train"].get("stage") if isinstance(given.get("train"), dict) else None
+    stage = stage if checks.accepts(section_keys("train")["stage"].type, stage) else "sft"
+    known = {section: section_keys(section, stage) for section in SECTIONS}
+    for section, part in given.items():
+        if section == "seed":
+            continue
+        if section not in SECTIONS:
+            names = [*SECTIONS, "seed", *(f"{name}.{key}" for name in SECTIONS for key in known[name])]
+            yield section, f"{section} is no section; the nearest is {checks.nearest(str(section), names)}"
+        elif not isinstance(part, dict):
+            yield section, f"{section} is {part!r}, expected a section of keys"
+        else:
+            for key, sentence in _key_problems(section, part, section, known):
+                yield f"{section}.{key}", sentence
+            variants = part.get("variants") if section == "eval" else None
+            for variant, keys in variants.items() if isinstance(variants, dict) else ():
+                for _, sentence in _key_problems(f"eval.variants.{variant}", keys, "gen", known):
+                    yield "eval.variants", sentence
+
+
+def _key_problems(path: str, part: Any, section: str, known: dict[str, dict[str, Key]]) -> Iterator[tuple[str, str]]:
+    """(key, sentence) of the keys that stand at `path` and mean what they mean in `section`."""
+    for key, value in part.items() if isinstance(part, dict) else ():
+        if key in known[section]:
+            kind = known[section][key].type
+            if value is False and "no" in get_args(kind):
+                part[key] = value = "no"  # YAML reads a bare no as false
+            if sentence := checks.key_problem(f"{path}.{key}", value, kind, f"{section}.{key}"):
+                yield key, sentence
+        elif section != "train" or trl_keys("sft"):  # without trl, its keys cannot be told from mistakes
+            names = [f"{path if s == section else s}.{k}" for s, keys in known.items() for k in keys]
+            yield key, f"{path}.{key} is no key; the nearest is {checks.nearest(f'{path}.{key}', names)}"
+
+
+def _instance(section: str, part: dict[str, Any]) -> Any:
+    """The section's dataclass, with floats where it wants floats; what `train` does not know is TRL's."""
+    kinds = {f.name: (f.type, *get_args(f.type)) for f in dataclasses.fields(SECTIONS[section])}
+    ours = {key: part[key] for key in part if key in kinds}
+    made = SECTIONS[section](**{k: float(v) if type(v) is int and float in kinds[k] else v for k, v in ours.items()})
+    if section == "train":
+        rest = {key: part[key] for key in part if key not in ours}
+        made.trl = rest | {key: TRL_DEFAULTS[key] for key in TRL_DEFAULTS if rest.get(key) is None}
+    return made
+
+
+def _escape(value: Any) -> Any:
+    """Plain data without interpolations: `${` becomes `\\${`, and backslashes before it are doubled."""
+    if isinstance(value, dict):
+        return {key: _escape(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escape(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def _prefixes(name: str) -> list[str]:
+    """`a.b.c` -> `a`, `a.b`, `a.b.c`."""
+    parts = name.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def _one_line(error: Exception) -> str:
+    """The error without its line breaks and OmegaConf's appendix."""
+    return " ".join(str(error).split("\n    full_key")[0].split())

@@ -1,0 +1,19 @@
+"""Train a model from one YAML: `python -m llmhalluc.run_train --config configs/llmhalluc/sft.yaml`."""
+
+import sys
+
+from llmhalluc.extras.errors import exit_code
+from llmhalluc.hparams.parser import parse
+
+SECTIONS = ("model", "data", "backtrack", "train")
+
+
+def main() -> None:
+    config = parse(sys.argv[1:], "run_train", SECTIONS)
+    from llmhalluc.train.executors import EXECUTORS  # after parsing: torch and trl take seconds to import
+
+    EXECUTORS[config.train.stage](config).run()
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

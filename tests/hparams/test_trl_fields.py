@@ -1,0 +1,60 @@
+"""The keys read from TRL's source are those of the class itself."""
+
+import dataclasses
+import subprocess
+import sys
+import types
+from typing import Literal, Union, get_args, get_origin
+
+import pytest
+
+from llmhalluc.extras.constant import REPOSITORY
+from llmhalluc.hparams.trl_fields import trl_keys
+
+
+@pytest.fixture(scope="module")
+def config_class():
+    return pytest.importorskip("trl").SFTConfig
+
+
+def test_keys_and_their_order_are_the_class_own(config_class):
+    assert list(trl_keys("sft")) == [f.name for f in dataclasses.fields(config_class) if f.init]
+
+
+def test_defaults_and_meanings_are_the_class_own(config_class):
+    for field in dataclasses.fields(config_class):
+        key = trl_keys("sft")[field.name]
+        factory = field.default_factory
+        assert key.default == (field.default if factory is dataclasses.MISSING else factory()), field.name
+        assert key.help == field.metadata["help"], field.name
+        if isinstance(field.metadata.get("choices"), list):
+            found = get_args(key.type)[0] if get_origin(key.type) in (Union, types.UnionType) else key.type
+            assert list(get_args(found)) == field.metadata["choices"], field.name
+
+
+def test_enums_become_their_values(config_class):
+    from transformers.trainer_utils import SchedulerType
+
+    assert trl_keys("sft")["lr_scheduler_type"].type == Literal[tuple(member.value for member in SchedulerType)]
+    assert trl_keys("sft")["eval_strategy"].type == Literal["no", "steps", "epoch"]
+
+
+def test_annotations_are_understood():
+    kinds = {name: key.type for name, key in trl_keys("sft").items()}
+    assert kinds["learning_rate"] is float and kinds["max_steps"] is int and kinds["packing"] is bool
+    assert kinds["max_length"] == int | None
+    assert kinds["report_to"] == str | list[str] | None
+
+
+def test_without_trl_there_are_no_keys_and_none_is_refused():
+    code = """
+import importlib.util as util
+found = util.find_spec
+util.find_spec = lambda name, *rest: None if name == "trl" else found(name, *rest)
+from llmhalluc.hparams.parser import build
+config = build({"seed": 3, "train": {"learning_rate": 1e-3, "anything": [1]}})
+print(sorted(config.train.trl.items()))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    given = {"learning_rate": 1e-3, "anything": [1], "seed": 3, "data_seed": 3, "output_dir": "outputs/train"}
+    assert ran.stdout == f"{sorted(given.items())}\n"
