@@ -25,7 +25,7 @@ class SudokuConverter(DatasetConverter):
         last = f"{tokens[-1][-1]} {sudoku.SOLVE} {tokens[0][0]}"
         wanted = [self.move_ids[-1][-1], self.solve_id, self.move_ids[0][0]]
         found = self.tokenizer(last, add_special_tokens=False)["input_ids"]
-        if found != wanted or self.tokenizer.unk_token_id in (self.solve_id, *sum(self.move_ids, [])):
+        if found != wanted or any(self.tokenizer.unk_token_id in ids for ids in (wanted, *self.move_ids)):
             raise UserError(
                 f"data.converter {self.data.converter} needs a tokenizer with a token for each move such as "
                 f"{tokens[0][0]}: set model.tokenizer to sudoku{size}"
