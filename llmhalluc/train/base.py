@@ -1,0 +1,160 @@
+"""The life of a training run: model and tokenizer, data, trainer, training, saving. A stage overrides what differs."""
+
+import importlib.util
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from llmhalluc.extras.errors import UserError
+from llmhalluc.extras.run_folder import is_main_process, open_run, write_json
+from llmhalluc.hparams.parser import Config, resolved
+from llmhalluc.train.checkpoint import newest_checkpoint
+
+RECORD, CURVE, MERGED = "train.json", "loss.png", "merged"  # train.json is written last: it says "finished"
+logger = logging.getLogger(__name__)
+
+
+class BaseExecutor:
+    """One training run of `config`: `run` calls the steps in the order in which they stand below."""
+
+    trainer: Any  # a transformers Trainer whose `seen` counts tokens, examples and seconds
+
+    def __init__(self, config: Config):
+        if config.train.resume and config.train.overwrite:
+            raise UserError("train.resume and train.overwrite are both true: keep one of them")
+        self.config = config
+        self.output_dir = Path(config.train.trl["output_dir"]).expanduser()
+        self.trl = config.train.trl | {"output_dir": str(self.output_dir)}  # a stage takes out what is not for TRL
+        self.seed = self.trl.get("seed", 42)  # transformers' own default
+        self.data_seed = self.seed if self.trl.get("data_seed") is None else self.trl["data_seed"]
+
+    def run(self) -> dict[str, Any]:
+        """Train, save, and return what train.json holds; of a finished run that is to be resumed nothing else."""
+        train = self.config.train
+        with open_run(self.output_dir, resolved(self.config), train.overwrite, train.resume):
+            if train.resume and (self.output_dir / RECORD).is_file():
+                logger.warning("%s holds this run finished: nothing is left to do", self.output_dir)
+                return json.loads((self.output_dir / RECORD).read_text(encoding="utf-8"))
+            processes = int(os.environ.get("WORLD_SIZE", 1))
+            self.checkpoint = newest_checkpoint(self.output_dir, processes) if train.resume else None
+            use_trackers(self.trl.get("report_to"), self.output_dir)
+            self.load_model()
+            self.load_data()
+            self.make_trainer()
+            self.fit()
+            return self.save()
+
+    def load_model(self) -> None:
+        """Set `model`, its adapter on it if it gets one, `tokenizer` and `backtrack_id`."""
+        from transformers import set_seed
+        from transformers.utils.logging import disable_progress_bar
+
+        from llmhalluc.models.loader import load
+        from llmhalluc.models.peft import add_adapter
+
+        disable_progress_bar()  # of loading and saving: the Trainer's own is enough
+        set_seed(self.seed)  # an adapter starts from random weights
+        loaded = load(self.config.model, self.config.backtrack, seed=self.seed)
+        self.model = add_adapter(loaded.model, self.config.model, loaded.backtrack_id)
+        self.tokenizer, self.backtrack_id = loaded.tokenizer, loaded.backtrack_id
+
+    def load_data(self) -> None:
+        """Set `dataset`, and `eval_dataset`, which is None unless the data section names one."""
+        from llmhalluc.data.manager import load_dataset, load_eval_dataset
+
+        data = self.config.data
+        rest = (data, self.config.backtrack, self.tokenizer, self.backtrack_id, self.data_seed)
+        self.dataset, self.eval_dataset = load_dataset(*rest), load_eval_dataset(*rest)
+        if not len(self.dataset):
+            raise UserError(
+                f"data.dataset {data.dataset} has no record to train on (data.max_length is {data.max_length}): "
+                "check data.split and data.max_length"
+            )
+
+    def make_trainer(self) -> None:
+        """Set `trainer`."""
+        raise NotImplementedError
+
+    def fit(self) -> None:
+        """Train to the last step. Raises UserError when a SIGTERM came first."""
+        self.trainer.train(resume_from_checkpoint=self.checkpoint)
+        state = self.trainer.state
+        if state.global_step < state.max_steps:
+            raise UserError(
+                f"the run was stopped at step {state.global_step} of {state.max_steps}, and its checkpoint is in "
+                f"{self.output_dir}: go on with train.resume=true"
+            )
+
+    def save(self) -> dict[str, Any]:
+        """Write the final model with its tokenizer, loss.png and train.json; return what the latter holds."""
+        from llmhalluc.models.peft import BacktrackPeftModel, merge
+
+        record = self.record()
+        self.model.config.use_cache = True  # the Trainer turned it off for training
+        self.trainer.save_model(str(self.output_dir))
+        if is_main_process():
+            (self.output_dir / "training_args.bin").unlink()  # a pickle, and run.json says the same
+            draw_curve(record, self.output_dir / CURVE)
+            if self.config.train.merge and isinstance(self.model, BacktrackPeftModel):
+                merge(self.model, self.tokenizer, self.output_dir / MERGED)
+            write_json(self.output_dir / RECORD, record)
+        self.trainer.accelerator.end_training()
+        return record
+
+    def record(self) -> dict[str, Any]:
+        """What train.json holds: totals, and the curve as it was logged."""
+        history = self.trainer.state.log_history
+        names = {"step": "step", "loss": "loss", "num_tokens": "tokens", "mean_token_accuracy": "accuracy"}
+        return {
+            **self.trainer.seen,
+            "steps": self.trainer.state.global_step,
+            "trainable_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            "loss": [{names[k]: entry[k] for k in names if k in entry} for entry in history if "loss" in entry],
+            "eval_loss": [{"step": e["step"], "loss": e["eval_loss"]} for e in history if "eval_loss" in e],
+        }
+
+
+def final_model(output_dir: str | Path) -> Path:
+    """The folder to load from: the merged model of an adapter's run, else `output_dir` itself.
+
+    Raises UserError when no run has finished there.
+    """
+    output_dir = Path(output_dir).expanduser()
+    if not (output_dir / RECORD).is_file():
+        raise UserError(f"{output_dir} holds no finished training run: train it, or go on with train.resume=true")
+    return output_dir / MERGED if (output_dir / MERGED).is_dir() else output_dir
+
+
+def use_trackers(report_to: str | list[str] | None, output_dir: Path) -> None:
+    """Check that the trackers of `train.report_to` are installed; keep wandb offline unless the user says otherwise."""
+    names = [report_to] if isinstance(report_to, str) else report_to or []
+    for name in names:
+        if name in ("wandb", "tensorboard", "trackio") and importlib.util.find_spec(name) is None:
+            raise UserError(f"train.report_to is {name}, which is not installed: pip install {name}")
+    if "wandb" in names:
+        settings = {"MODE": "offline", "SILENT": "true", "ERROR_REPORTING": "false", "DIR": str(output_dir)}
+        for key, value in settings.items():
+            os.environ.setdefault(f"WANDB_{key}", value)
+
+
+def draw_curve(record: dict[str, Any], path: Path) -> None:
+    """The training loss (and the evaluation loss, if there is one) against steps and trace tokens."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    points = record["loss"]
+    axes.plot([e["step"] for e in points], [e["loss"] for e in points], ".-", label="training")
+    if points := record["eval_loss"]:
+        axes.plot([e["step"] for e in points], [e["loss"] for e in points], "o-", label="evaluation")
+        axes.legend()
+    axes.set(xlabel="step", ylabel="cross-entropy, nats a labelled token")
+    a_step = record["tokens"] / record["steps"]
+    tokens = axes.secondary_xaxis("top", functions=(lambda step: step * a_step, lambda token: token / a_step))
+    tokens.set_xlabel("trace tokens")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
