@@ -1,0 +1,21 @@
+"""SVAMP as it comes from its authors (numbers as floats) or from the hub (numbers as text, other columns beside)."""
+
+from llmhalluc.eval.metrics import math_match
+from llmhalluc.eval.tasks import require_columns
+from llmhalluc.prompts import math
+
+
+def records(dataset):
+    """Columns `question` (the story and what it asks) and `answer` (`#### N`, as in GSM8K)."""
+    require_columns(dataset, "svamp", "Body", "Question", "Answer")
+
+    def as_gsm8k(doc: dict) -> dict[str, str]:
+        number = math.normalise_number(str(doc["Answer"]))
+        return {"question": f"{doc['Body'].strip()} {doc['Question'].strip()}", "answer": f"#### {number}"}
+
+    return dataset.map(as_gsm8k, remove_columns=dataset.column_names)
+
+
+def score(doc: dict, results: list[str]) -> dict[str, float]:
+    """Strict and flexible match of a surviving text, as for GSM8K."""
+    return math_match(results[0], doc["answer"])

@@ -1,0 +1,58 @@
+"""Finished traces on disk, one JSON a line, so that an interrupted evaluation goes on where it stopped."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from llmhalluc.decoding.engine import Trace
+
+
+class Journal:
+    """Key -> finished trace. Lines are flushed as they are written, and one torn by a kill is cut off.
+
+    A key names everything that decides a trace (weights, prompt, options), so a line is never wrong, at most
+    of no use. Close it, or use it as a context manager.
+    """
+
+    def __init__(self, path: Path):
+        self._found: dict[str, dict] = {}
+        path.touch()
+        whole = path.read_bytes()
+        whole = whole[: whole.rfind(b"\n") + 1]
+        for line in whole.splitlines():
+            record = json.loads(line)
+            self._found[record.pop("key")] = record
+        self._file = path.open("r+")
+        self._file.truncate(len(whole))
+        self._file.seek(len(whole))
+
+    def get(self, key: str, prompt_ids: list[int]) -> Trace | None:
+        """The trace written under `key`, or None."""
+        record = self._found.get(key)
+        return Trace(prompt_ids=prompt_ids, **record) if record else None
+
+    def add(self, key: str, trace: Trace) -> None:
+        """Write a finished trace; its prompt is part of the key."""
+        record = asdict(trace)
+        del record["prompt_ids"]
+        self._found[key] = record
+        self._file.write(json.dumps({"key": key} | record) + "\n")
+        self._file.flush()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._file.close()
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """SHA-256 of a model's weights: names, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

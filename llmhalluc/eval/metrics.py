@@ -1,0 +1,127 @@
+"""What evaluation measures: accuracy with its interval, erasures against the gold, cost, overlap of texts.
+
+Everything here is a pure function. Counts of tokens, erasures and cost read the trace; the rest reads text.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from math import sqrt
+from statistics import NormalDist
+from typing import NamedTuple
+
+from llmhalluc.backtrack import layout, replay
+from llmhalluc.prompts import math
+
+Z95 = NormalDist().inv_cdf(0.975)
+
+
+class Counts(NamedTuple):
+    """Tokens of one trace. `wrong` and `wrong_erased` are None where no gold completion tells.
+
+    emitted: everything the model wrote, BACKTRACKs and the end token counted. kept: what survives of it.
+    """
+
+    emitted: int
+    kept: int
+    erasures: int
+    wrong: int | None = None
+    wrong_erased: int | None = None
+
+
+def count(completion_ids: Sequence[int], backtrack_id: int | None, gold_ids: Sequence[int] | None = None) -> Counts:
+    """Replay a trace and count; `gold_ids` is the one right completion, its end token included.
+
+    A token is right when it and everything that stands before it agree with the gold up to its depth; it is
+    wrong when it differs from the gold token at its depth, or stands after a wrong one.
+    """
+    if backtrack_id is None:
+        kept, depths = range(len(completion_ids)), range(len(completion_ids))
+    else:
+        kept = replay(completion_ids, backtrack_id)
+        # Without a prompt, the position a `block` layout gives a token is the number of survivors before it.
+        depths = layout([], completion_ids, backtrack_id, "block").position_ids
+    tokens = [i for i, token in enumerate(completion_ids) if token != backtrack_id]
+    counts = Counts(len(completion_ids), len(kept), len(tokens) - len(kept))
+    if gold_ids is None:
+        return counts
+    survivors, right_at, wrong = set(kept), {-1: True}, []
+    for i in tokens:
+        depth = depths[i]
+        agrees = depth < len(gold_ids) and completion_ids[i] == gold_ids[depth]
+        right_at[depth] = agrees and right_at[depth - 1]
+        if not right_at[depth]:
+            wrong.append(i)
+    return counts._replace(wrong=len(wrong), wrong_erased=sum(i not in survivors for i in wrong))
+
+
+def trace_metrics(traces: Sequence[Counts]) -> dict[str, float | None]:
+    """Averages over traces; the two shares with a gold pool all tokens.
+
+    backtrack_precision: share of the erasures that erased a token that was wrong given the gold.
+    backtrack_recall: share of the wrong tokens emitted that were erased later.
+    Both are None without a gold, and where their denominator is 0; so is everything where there is no trace.
+    """
+    if not traces:
+        names = ("erasures_per_sample", "samples_with_erasure", "emitted_per_sample", "emitted_per_kept")
+        return dict.fromkeys((*names, "backtrack_precision", "backtrack_recall"))
+    emitted, kept, erasures = (sum(getattr(trace, name) for trace in traces) for name in Counts._fields[:3])
+    judged = [trace for trace in traces if trace.wrong is not None]
+    wrong, wrong_erased = sum(trace.wrong for trace in judged), sum(trace.wrong_erased for trace in judged)
+    return {
+        "erasures_per_sample": erasures / len(traces),
+        "samples_with_erasure": sum(trace.erasures > 0 for trace in traces) / len(traces),
+        "emitted_per_sample": emitted / len(traces),
+        "emitted_per_kept": _share(emitted, kept),
+        "backtrack_precision": _share(wrong_erased, sum(trace.erasures for trace in judged)),
+        "backtrack_recall": _share(wrong_erased, wrong),
+    }
+
+
+def accuracy(correct: Sequence[float]) -> dict[str, float | None]:
+    """Share of 1s among 0/1 scores, its standard error, and Wilson's 95% interval; all None without scores.
+
+    The interval is E. B. Wilson's (J. Am. Stat. Assoc. 22, 1927): it stays within 0..1 and holds at 0 and 1.
+    """
+    n = len(correct)
+    if not n:
+        return dict.fromkeys(("accuracy", "accuracy_stderr", "accuracy_low", "accuracy_high"))
+    p = sum(correct) / n
+    center, spread = p + Z95**2 / (2 * n), Z95 * sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n))
+    return {
+        "accuracy": p,
+        "accuracy_stderr": sqrt(p * (1 - p) / (n - 1)) if n > 1 else None,
+        "accuracy_low": (center - spread) / (1 + Z95**2 / n) if p > 0 else 0.0,
+        "accuracy_high": (center + spread) / (1 + Z95**2 / n) if p < 1 else 1.0,
+    }
+
+
+def math_match(text: str, target: str) -> dict[str, float]:
+    """0 or 1 for a surviving text against a number, or a solution that ends in one.
+
+    strict_match reads the number after the last `####` or "answer is"; flexible_match, failing these, the last one.
+    """
+    return {
+        "strict_match": float(math.is_correct(text, target)),
+        "flexible_match": float(math.is_correct(text, target, flexible=True)),
+    }
+
+
+def text_overlap(text: str, reference: str) -> dict[str, float]:
+    """ROUGE-L (F measure, no stemming) and sentence BLEU of a surviving text, both 0..1; secondary metrics."""
+    import sacrebleu
+
+    return {
+        "rougeL": _rouge().score(reference, text)["rougeL"].fmeasure,
+        "bleu": sacrebleu.sentence_bleu(text, [reference]).score / 100,
+    }
+
+
+@cache
+def _rouge():
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"])
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

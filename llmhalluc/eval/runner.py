@@ -1,0 +1,129 @@
+"""`evaluate`: every task under every decoding variant, by lm-eval's simple_evaluate with our model class."""
+
+import json
+import os
+import re
+from dataclasses import asdict
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmhalluc.eval.variants import make_variants
+from llmhalluc.extras.errors import UserError
+from llmhalluc.extras.run_folder import environment, open_run, write_json
+
+if TYPE_CHECKING:
+    from llmhalluc.eval.model import BacktrackLM
+    from llmhalluc.hparams.parser import Config
+
+Results = dict[str, dict[str, dict[str, Any]]]  # variant -> task -> metric -> value
+
+
+def evaluate(config: "Config") -> dict[str, Any]:
+    """Evaluate `config.model` on `config.eval.tasks`; write and return results.json.
+
+    It holds `results` (variant -> task -> metric), `decoding` (variant -> task -> the options that held), `config` and
+    `environment`. Beside it lie one samples_<variant>_<task>.jsonl each, and journal.jsonl, from which an interrupted
+    evaluation of the same configuration goes on; eval.overwrite starts over. Raises UserError for bad input, before
+    the model is loaded where it can be known then.
+    """
+    variants = make_variants(config.gen, config.eval.variants)
+    from lm_eval import simple_evaluate
+
+    from llmhalluc.eval.journal import Journal
+    from llmhalluc.eval.model import BacktrackLM
+    from llmhalluc.eval.tasks import load_tasks
+    from llmhalluc.hparams.parser import resolved
+
+    settings, plain = config.eval, resolved(config)
+    record = {section: plain[section] for section in ("model", "gen", "eval")}
+    record["data"] = {"sudoku_test_percent": config.data.sudoku_test_percent}
+    with open_run(settings.output_dir, record, overwrite=settings.overwrite, resume=True) as folder:
+        manager, tasks = load_tasks(settings, config.data.sudoku_test_percent)
+        lm = BacktrackLM(config.model, batch_size=settings.batch_size)
+        if settings.apply_chat_template and not lm.tokenizer.chat_template:
+            raise UserError(
+                "eval.apply_chat_template is true, but the model's tokenizer has no chat template: set it to false"
+            )
+        results: Results = {}
+        decoding: dict[str, Any] = {}
+        with Journal(folder / "journal.jsonl") as lm.journal:
+            for name, variant in variants.items():
+                lm.begin(variant)
+                found = simple_evaluate(
+                    lm, tasks=tasks, task_manager=manager, num_fewshot=settings.num_fewshot, limit=settings.limit,
+                    apply_chat_template=settings.apply_chat_template, system_instruction=settings.system_instruction,
+                    fewshot_as_multiturn=settings.fewshot_as_multiturn, random_seed=settings.seed,
+                    numpy_random_seed=settings.seed, torch_random_seed=settings.seed, fewshot_random_seed=settings.seed,
+                )  # fmt: skip
+                results[name] = _collect(lm, tasks, found, folder, name)
+                decoding[name] = {task: asdict(options) for task, options in lm.options.items()}
+        written = {"results": results, "decoding": decoding, "config": plain, "environment": environment()}
+        write_json(folder / "results.json", written)
+    return written
+
+
+def _collect(lm: "BacktrackLM", tasks: list, found: dict, folder: Path, variant: str) -> dict[str, dict[str, Any]]:
+    """One variant's metrics by task and group; the samples of each task go to their file."""
+    from lm_eval.api.group import Group
+
+    from llmhalluc.eval.metrics import accuracy, trace_metrics
+
+    leaves = [leaf for task in tasks for leaf in (task.get_all_tasks() if isinstance(task, Group) else [task])]
+    by_name = {task.task_name: task for task in leaves}
+    results = {}
+    for name, harness in found["results"].items():
+        metrics = {"n": harness.get("sample_len")}
+        if name in by_name:
+            samples, counts = _samples(lm, by_name[name], found["samples"][name])
+            file_name = re.sub(r"[^\w.-]", "_", name)
+            _write_lines(folder / f"samples_{variant}_{file_name}.jsonl", samples)
+            scores = [sample["correct"] for sample in samples]
+            metrics |= accuracy([] if None in scores else scores) | trace_metrics(counts)
+            metrics["truncated_prompts"] = lm.truncated[name]
+        for key, value in harness.items():
+            metric, comma, filter_name = key.partition(",")
+            if comma:
+                metric = metric if filter_name == "none" else key
+                metrics[metric] = value if isinstance(value, (int, float)) and isfinite(value) else None
+        results[name] = metrics
+    return results
+
+
+def _samples(lm: "BacktrackLM", task, logged: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list]:
+    """One record a document, its filters merged, and the counts of every trace of the task.
+
+    A document that is answered several times is shown with its first trace, the one lm-eval scores; one that is only
+    scored (log-likelihoods) emits nothing.
+    """
+    from llmhalluc.eval.metrics import Counts, count
+
+    about = task.config.metadata or {}
+    records: dict[int, dict[str, Any]] = {}
+    counts: list[Counts] = []
+    for sample in sorted(logged, key=lambda sample: sample["doc_id"]):
+        suffix = "" if sample["filter"] == "none" else f",{sample['filter']}"
+        scores = {name + suffix: sample[name] for name in sample["metrics"]}
+        if sample["doc_id"] in records:
+            records[sample["doc_id"]]["metrics"] |= scores
+            continue
+        record = {key: sample[key] for key in ("doc_id", "target", "doc")} | {"metrics": scores}
+        primary = scores.get(about.get("primary")) if about.get("primary") else next(iter(scores.values()))
+        record["correct"] = int(primary) if primary in (0, 1) else None
+        gold = None
+        if about.get("gold_completion"):
+            gold = [*lm.tok_encode(sample["target"], add_special_tokens=False), lm.eot_token_id]
+        traces = lm.traces[task.task_name][sample["doc_id"]]
+        counts += (mine := [count(trace.completion_ids, lm.backtrack_id, gold) for trace in traces])
+        for key in ("prompt_ids", "completion_ids", "text", "finish_reason"):
+            record[key] = getattr(traces[0], key) if traces else None
+        records[sample["doc_id"]] = record | (mine[0] if mine else Counts(0, 0, 0))._asdict()
+    return list(records.values()), counts
+
+
+def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+    os.replace(temporary, path)

@@ -1,0 +1,72 @@
+"""Which decoding options hold: the `gen` section, a variant of it, or the task's own generation_kwargs.
+
+The order, highest first: keys of the variant; keys of `gen` that differ from their default; the task's
+generation_kwargs (max_gen_toks is gen's max_new_tokens); the defaults of `gen`. Stop strings add up instead: `until` of
+the task always stops, and `stop` of gen or the variant beside it.
+"""
+
+import logging
+import re
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from typing import Any, get_type_hints
+
+from llmhalluc.extras.errors import UserError
+from llmhalluc.hparams.checks import key_problem
+from llmhalluc.hparams.gen_args import GenArguments
+
+logger = logging.getLogger(__name__)
+GEN_KEYS = tuple(field.name for field in fields(GenArguments))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Decoding options, and which of their keys were asked for and so win over a task's own."""
+
+    options: GenArguments
+    given: frozenset[str]
+
+    def for_task(self, generation_kwargs: dict[str, Any]) -> GenArguments:
+        """The options under which a request with lm-eval `generation_kwargs` is decoded.
+
+        Names of `gen` may stand in generation_kwargs (a task's, or --gen_kwargs of the harness); names that
+        neither side knows are ignored with a warning. do_sample=False is temperature 0.
+        """
+        from lm_eval.models.utils import normalize_gen_kwargs
+
+        task = normalize_gen_kwargs(generation_kwargs, self.options.max_new_tokens)
+        task["max_new_tokens"] = task.pop("max_gen_toks")
+        if task.pop("do_sample"):
+            task.setdefault("temperature", 1.0)
+        stop = dict.fromkeys([*self.options.stop, *task.pop("until")])
+        if ignored := sorted(task.keys() - set(GEN_KEYS)):
+            logger.warning("generation_kwargs without a meaning here are ignored: %s", ", ".join(ignored))
+        values = {key: value for key, value in task.items() if key in GEN_KEYS and key not in self.given}
+        return replace(self.options, **values | {"stop": [string for string in stop if string]})
+
+
+def make_variants(gen: GenArguments, changes: dict[str, dict[str, Any]]) -> dict[str, Variant]:
+    """The variants of an evaluation by name; without any, the one named default.
+
+    Raises UserError with a sentence for each unknown key and each value that `gen` would not take.
+    """
+    kinds, defaults = get_type_hints(GenArguments), GenArguments()
+    given = {key for key in GEN_KEYS if getattr(gen, key) != getattr(defaults, key)}
+    variants, errors = {}, []
+    for name, keys in (changes or {"default": {}}).items():
+        problems = []
+        if not re.fullmatch(r"[\w.-]+", name):
+            problems.append(f"eval.variants has the name {name!r}: use letters, digits, -, _ and ., it names files")
+        for key, value in keys.items():
+            dotted = f"eval.variants.{name}.{key}"
+            if key not in kinds:
+                near = get_close_matches(key, GEN_KEYS, n=1, cutoff=0)[0]
+                problems.append(f"{dotted} is unknown: did you mean {near}?")
+            elif problem := key_problem(dotted, value, kinds[key], f"gen.{key}"):
+                problems.append(problem)
+        if not problems:
+            variants[name] = Variant(replace(gen, **keys), frozenset(given | keys.keys()))
+        errors += problems
+    if errors:
+        raise UserError(*errors)
+    return variants

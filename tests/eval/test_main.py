@@ -1,0 +1,39 @@
+"""`python -m llmhalluc.eval`: the harness's own command line, with our model class and our tasks."""
+
+import json
+import sys
+
+import pytest
+from lm_eval._cli import HarnessCLI
+from lm_eval.api.registry import get_model
+
+from llmhalluc.eval import __main__ as program
+from llmhalluc.eval.model import BacktrackLM
+from llmhalluc.extras.constant import TASKS
+from tests.eval.models import save_sudoku_model
+
+
+@pytest.mark.parametrize(
+    "given", [[], ["--include_path", "more"], ["--config", "run.yaml"]], ids=["none", "flag", "file"]
+)
+def test_our_tasks_are_in_the_index_beside_the_users(given, monkeypatch, tmp_path):
+    (tmp_path / "run.yaml").write_text("include_path: more\n")
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr(HarnessCLI, "execute", lambda self, arguments: seen.append(arguments))
+    monkeypatch.setattr(sys, "argv", ["llmhalluc.eval", "--model", "backtrack", "--tasks", "sudoku", *given])
+    program.main()
+    assert seen[0].include_path == [str(TASKS), *(["more"] if given else [])]
+    assert get_model("backtrack") is BacktrackLM
+
+
+@pytest.mark.slow  # the harness reads its own 14,000 tasks
+def test_the_harness_runs_our_model(monkeypatch, tmp_path):
+    model = save_sudoku_model(tmp_path / "model")
+    words = f"--model backtrack --model_args pretrained={model},max_new_tokens=20,backtrack_bias=2 --device cpu"
+    words += f" --tasks sudoku --metadata sudoku_count=3 --batch_size 2 --output_path {tmp_path / 'out'} --log_samples"
+    monkeypatch.setattr(sys, "argv", ["llmhalluc.eval", *words.split()])
+    program.main()
+    results = json.loads(next((tmp_path / "out").rglob("results_*.json")).read_text())
+    assert results["n-samples"]["sudoku"] == {"original": 3, "effective": 3}
+    assert results["config"]["traces"]["sudoku"]["emitted_per_kept"] >= 1.0

@@ -1,0 +1,50 @@
+"""Which decoding options hold for a task."""
+
+import pytest
+
+from llmhalluc.eval.variants import Variant, make_variants
+from llmhalluc.extras.errors import UserError
+from llmhalluc.hparams.gen_args import GenArguments
+
+TASK = {"until": ["\n\n", ""], "do_sample": True, "temperature": 0.7, "max_gen_toks": 64, "top_p": 0.9}
+
+
+def only(gen: GenArguments, **keys) -> Variant:
+    return make_variants(gen, {"v": keys} if keys else {})["v" if keys else "default"]
+
+
+def test_the_task_decides_where_nobody_else_does():
+    options = only(GenArguments()).for_task(TASK)
+    assert (options.temperature, options.top_p, options.max_new_tokens) == (0.7, 0.9, 64)
+    assert options.stop == ["\n\n"]
+
+
+def test_gen_wins_over_the_task_and_a_variant_over_both():
+    gen = GenArguments(max_new_tokens=99, temperature=0.3, stop=["END"])
+    options = only(gen).for_task(TASK)
+    assert (options.temperature, options.top_p, options.max_new_tokens) == (0.3, 0.9, 99)
+    assert options.stop == ["END", "\n\n"], "stop strings of a task are always added"
+    greedy = only(gen, temperature=0.0).for_task(TASK)
+    assert (greedy.temperature, greedy.max_new_tokens) == (0.0, 99), "a variant may ask for a default"
+
+
+def test_sampling_flags_of_a_task():
+    plain = only(GenArguments())
+    assert plain.for_task({"until": [], "do_sample": False, "temperature": 0.7}).temperature == 0.0
+    assert plain.for_task({"until": [], "do_sample": True}).temperature == 1.0
+    assert plain.for_task({"until": []}).temperature == 0.0
+    assert plain.for_task({"until": []}).max_new_tokens == GenArguments().max_new_tokens
+
+
+def test_names_of_gen_may_stand_in_generation_kwargs_and_others_are_told(caplog):
+    options = only(GenArguments()).for_task({"until": [], "ban_erased": False, "num_beams": 4})
+    assert options.ban_erased is False
+    assert "num_beams" in caplog.text
+
+
+def test_unknown_and_wrong_keys_are_told_together():
+    with pytest.raises(UserError) as raised:
+        make_variants(GenArguments(), {"a": {"temprature": 1.0}, "b": {"top_k": "many"}})
+    first, second = raised.value.sentences
+    assert "eval.variants.a.temprature" in first and "temperature" in first
+    assert "eval.variants.b.top_k" in second and "'many'" in second
