@@ -1,0 +1,259 @@
+"""From the cells' folders to rows with intervals: results.json, results.csv and the printed table.
+
+A row of level `cell` is one trained model under one decoding variant on one task; a row of level `arm` pools
+the seeds of an arm at a point of the grid. A difference is taken against the baseline arm at the same point,
+variant and task, over the seeds and problems that both have. With one arm, its first point is the baseline.
+"""
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llmhalluc.exp import stats
+from llmhalluc.exp.grid import Cell, cell_name
+from llmhalluc.extras.run_folder import write_json
+from llmhalluc.hparams.exp_args import ExpArguments
+
+METRICS = (
+    "erasures_per_sample",
+    "samples_with_erasure",
+    "emitted_per_kept",
+    "backtrack_precision",
+    "backtrack_recall",
+)
+TRAINING = ("tokens", "steps", "seconds")
+AGAINST = "points against"
+Row = dict[str, Any]
+
+
+class Sheet(NamedTuple):
+    """What one cell did on one task under one variant."""
+
+    cell: Cell
+    variant: str
+    task: str
+    correct: dict[str, float]  # 0 or 1 by the identity of the problem
+    emitted: dict[str, float]  # tokens, by the same
+    metrics: dict[str, float | None]
+    training: dict[str, Any]
+
+
+def sheets(cell: Cell, folder: Path) -> list[Sheet]:
+    """One sheet a variant and task of a finished cell; a task without a 0/1 score has none."""
+    training, made = json.loads((folder / "train" / "train.json").read_text()), []
+    for variant, tasks in json.loads((folder / "eval" / "results.json").read_text())["results"].items():
+        for task, metrics in tasks.items():
+            correct, emitted = {}, {}
+            for sample in read_samples(folder, variant, task):
+                key = identity(sample)
+                correct[key], emitted[key] = sample["correct"], sample["emitted"]
+            if correct and None not in correct.values():
+                made.append(Sheet(cell, variant, task, correct, emitted, metrics, training))
+    return made
+
+
+def read_samples(folder: Path, variant: str, task: str) -> Iterator[dict[str, Any]]:
+    """The samples that run_eval wrote for a cell; none for a group of tasks, which has no file."""
+    file_name = re.sub(r"[^\w.-]", "_", task)
+    path = folder / "eval" / f"samples_{variant}_{file_name}.jsonl"
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
+
+def baseline_of(cells: list[Cell], exp: ExpArguments) -> Callable[[Cell], tuple[str, dict]]:
+    """A function from a cell to the arm and point (without seed) that it is compared with."""
+    if len({cell.arm for cell in cells}) > 1:
+        return lambda cell: (exp.baseline or cells[0].arm, point(cell))
+    return lambda cell: (cells[0].arm, point(cells[0]))
+
+
+def rows(made: list[Sheet], baseline: Callable[[Cell], tuple[str, dict]], resamples: int) -> list[Row]:
+    """Rows of the level `arm`, then of the level `cell`, both in the order of the sheets."""
+    found = []
+    for level in ("arm", "cell"):
+        groups: dict[str, list[Sheet]] = {}
+        for sheet in made:
+            place = [sheet.cell.arm, point(sheet.cell)] if level == "arm" else sheet.cell.name
+            groups.setdefault(json.dumps([place, sheet.variant, sheet.task]), []).append(sheet)
+        for group in groups.values():
+            target, first = baseline(group[0].cell), group[0]
+            others = [] if target == (first.cell.arm, point(first.cell)) else [
+                other for other in made
+                if (other.cell.arm, point(other.cell)) == target and other[1:3] == first[1:3]
+            ]  # fmt: skip
+            found.append(_row(level, group, others, resamples))
+    return found
+
+
+def write(results: dict[str, Any], folder: Path) -> None:
+    """Write results.json and results.csv, a line a row, a column a key of the grid."""
+    write_json(folder / "results.json", results)
+    flat = [
+        {key: value for key, value in row.items() if key not in ("point", "metrics")} | row["point"]
+        for row in results["rows"]
+    ]
+    with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in flat for key in row)))
+        writer.writeheader()
+        writer.writerows(flat)
+
+
+def point(cell: Cell) -> dict[str, Any]:
+    """Where on the grid a cell lies, its seed left out."""
+    return {key: value for key, value in cell.point.items() if key != "seed"}
+
+
+def label(arm: str, where: dict[str, Any]) -> str:
+    """An arm and its point of the grid, seed left out, in words: `block context=soft`."""
+    return cell_name(arm, {key: value for key, value in where.items() if key != "seed"}).replace("__", " ")
+
+
+def in_order(results: dict[str, Any], level: str) -> list[Row]:
+    """The rows of a level, those of one task and variant together."""
+    found = [row for row in results["rows"] if row["level"] == level]
+    groups = list(dict.fromkeys((row["task"], row["variant"]) for row in found))
+    return sorted(found, key=lambda row: groups.index((row["task"], row["variant"])))
+
+
+def columns(found: list[Row], baseline: str) -> dict[tuple[str, str], list[str]]:
+    """The table's columns: a heading in two lines, then a text a row; empty columns are left out."""
+    several_tasks = len({row["task"] for row in found}) > 1
+    made = {
+        ("", "arm"): [label(row["arm"], row["point"]) for row in found],
+        ("", "task"): [row["task"] if several_tasks else "" for row in found],
+        ("", "variant"): [row["variant"] for row in found],
+        ("", "accuracy, %"): [_percent(row, "accuracy", "") for row in found],
+        (AGAINST, baseline): [_percent(row, "difference", "+") for row in found],
+        ("erasures", "a sample"): [_number(row["erasures_per_sample"], "{:.2f}") for row in found],
+        ("% with an", "erasure"): [_number(row["samples_with_erasure"], "{:.1%}")[:-1] for row in found],
+        ("emitted", "per kept"): [_number(row["emitted_per_kept"], "{:.2f}") for row in found],
+        ("BACKTRACK", "precision"): [_number(row["backtrack_precision"], "{:.2f}") for row in found],
+        ("", "recall"): [_number(row["backtrack_recall"], "{:.2f}") for row in found],
+        ("training", "tokens"): [_tokens(row) if trained_on(found) is None else "" for row in found],
+    }
+    return {heading: texts for heading, texts in made.items() if any(texts)}
+
+
+def table(results: dict[str, Any], level: str = "arm") -> str:
+    """The rows of a level as aligned plain text under what was measured."""
+    made = columns(in_order(results, level), results["baseline"])
+    lines = list(zip(*([*heading, *texts] for heading, texts in made.items()), strict=True))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = [
+        "  ".join(
+            text.ljust(width) if i < 3 else text.rjust(width)
+            for i, (text, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    aligned.insert(2, "─" * sum(widths, 2 * len(widths) - 2))
+    return "\n".join([results["name"], *notes(results), "", *(line.rstrip() for line in aligned)])
+
+
+def notes(results: dict[str, Any]) -> list[str]:
+    """What a reader of the table must know: how many seeds and problems, and what the intervals are."""
+    found = [row for row in results["rows"] if row["level"] == "arm"]
+    tasks = {row["task"]: row["problems"] for row in found}
+    seeds, compared = sorted({row["seeds"] for row in found}), any(row["paired_seeds"] for row in found)
+    count = " or ".join(map(str, seeds))
+    lines = [
+        f"{count} seed{'s' if seeds != [1] else ''}, "
+        + ", ".join(f"{problems} problems of {task}" for task, problems in tasks.items())
+        + "; 95% intervals by a bootstrap over seeds and problems"
+        + (f"; differences against {results['baseline']} are paired." if compared else ".")
+    ]
+    if trained_on(found):
+        lines.append(f"Every arm was trained on {trained_on(found)} tokens.")
+    if 1 in seeds:
+        lines.append("An interval from one seed does not tell how another seed would come out.")
+    if results["failed"]:
+        lines.append(f"Without the cells that failed: {', '.join(results['failed'])}.")
+    return lines
+
+
+def trained_on(found: list[Row]) -> str | None:
+    """The number of training tokens where all rows share it, to three digits."""
+    numbers = {_tokens(row) for row in found}
+    return numbers.pop() if len(numbers) == 1 else None
+
+
+def _tokens(row: Row) -> str:
+    return f"{row['train_tokens'] / 1e6:.3g}M"
+
+
+def _row(level: str, group: list[Sheet], others: list[Sheet], resamples: int) -> Row:
+    first, by_seed = group[0], {_seed(other): other for other in others}
+    problems = _shared(group)
+    accuracy, emitted = (
+        stats.interval([_values(values, problems) for values in part], resamples)
+        for part in ([sheet.correct for sheet in group], [sheet.emitted for sheet in group])
+    )
+    pairs = [(sheet, by_seed[_seed(sheet)]) for sheet in group if _seed(sheet) in by_seed]
+    paired = _shared([sheet for pair in pairs for sheet in pair])
+    gain = None
+    if paired:
+        ours, theirs = ([_values(sheet.correct, paired) for sheet in side] for side in zip(*pairs, strict=True))
+        gain = stats.difference(ours, theirs, resamples)
+    return {
+        "level": level,
+        "cell": first.cell.name if level == "cell" else None,
+        "arm": first.cell.arm,
+        "point": point(first.cell) if level == "arm" else first.cell.point,
+        "variant": first.variant,
+        "task": first.task,
+        "seeds": len(group),
+        "problems": len(problems),
+        **_spread("accuracy", accuracy),
+        **_spread("difference", gain),
+        "paired_seeds": len(pairs) if gain else None,
+        "paired_problems": len(paired) if gain else None,
+        **_spread("emitted_per_sample", emitted),
+        **{name: _mean([sheet.metrics.get(name) for sheet in group]) for name in METRICS},
+        **{f"train_{name}": _mean([sheet.training[name] for sheet in group]) for name in TRAINING},
+        "metrics": {name: _mean([sheet.metrics.get(name) for sheet in group]) for name in first.metrics},
+    }  # fmt: skip
+
+
+def identity(sample: dict[str, Any]) -> str:
+    """Equal for the same problem in two cells: two arms with other test data are not compared."""
+    doc = json.dumps([sample["doc_id"], sample["doc"]], sort_keys=True)
+    return hashlib.sha256(doc.encode()).hexdigest()
+
+
+def _shared(group: list[Sheet]) -> list[str]:
+    """The problems that all sheets have, in the first one's order."""
+    return [key for key in group[0].correct if all(key in sheet.correct for sheet in group)] if group else []
+
+
+def _values(values: dict[str, float], keys: list[str]) -> np.ndarray:
+    return np.array([values[key] for key in keys])
+
+
+def _seed(sheet: Sheet) -> Any:
+    return sheet.cell.point.get("seed")
+
+
+def _spread(name: str, interval: stats.Interval | None) -> dict[str, float | None]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), interval or (None, None, None), strict=True))
+
+
+def _mean(values: list[float | None]) -> float | None:
+    """The mean of the values there are."""
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def _percent(row: Row, name: str, sign: str) -> str:
+    mean, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
+    return f"{100 * mean:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]" if mean is not None else ""
+
+
+def _number(value: float | None, form: str) -> str:
+    return form.format(value) if value is not None else ""
