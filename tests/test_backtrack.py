@@ -110,7 +110,7 @@ def test_trap5_nested_erasures_are_replayed_not_counted():
 
 
 def slow_rows(prompt, trace, context):
-    """Each query row's visible rows as (id, position), in order of position: what design's table says, slowly."""
+    """Each query row's visible rows as (id, position), in order of position: the slow way."""
     seen = []
     for end in range(len(trace) + 1):
         done, run = trace[:end], 0  # run: BACKTRACKs at the end, the run that still lasts

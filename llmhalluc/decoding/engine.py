@@ -174,7 +174,7 @@ def _mask_maker(model: PreTrainedModel) -> Callable[[torch.Tensor, int, bool], t
         )
     if config._attn_implementation not in ("sdpa", "eager"):
         raise UserError(
-            f"model.attn_implementation is {config._attn_implementation}, decoding takes sdpa or eager: load it with one"
+            f"model.attn_implementation is {config._attn_implementation}, decoding takes sdpa or eager"
         )
     eager, lowest = config._attn_implementation == "eager", torch.finfo(model.dtype).min
 

@@ -224,7 +224,7 @@ def test_a_sliding_window_rewinds_too(monkeypatch):
         model, [[5, 6, 7]], GenArguments(max_new_tokens=64), eos_ids=[EOS], backtrack_id=BT, context="rewind"
     )
     for step in range(1, len(trace) + 1):
-        clean = torch.tensor([[5, 6, 7] + apply_backtracking(trace[:step], BT)])
+        clean = torch.tensor([[5, 6, 7, *apply_backtracking(trace[:step], BT)]])
         expected = model(clean, use_cache=False).logits[0, -1]
         torch.testing.assert_close(seen[0][step], expected, rtol=0, atol=1e-9)
 
