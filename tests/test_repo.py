@@ -65,10 +65,7 @@ def test_constraints_satisfy_each_requirement(text):
 
 
 def test_constraints_cover_what_the_requirements_require():
-    seen, queue = (
-        set(),
-        [(name, extra) for texts in EXTRAS.values() for name, extra in map(_name_and_extras, texts)],
-    )
+    seen, queue = set(), [_name_and_extras(text) for texts in EXTRAS.values() for text in texts]
     while queue:
         name, extras = queue.pop()
         if (name, extras) in seen or name == "llmhalluc":
@@ -89,16 +86,15 @@ def _name_and_extras(text: str) -> tuple[str, tuple[str, ...]]:
     return canonicalize_name(Requirement(text).name), tuple(sorted(Requirement(text).extras))
 
 
-def test_every_import_is_a_declared_dependency():
+def test_every_import_is_a_declared_dependency(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
     providers = importlib.metadata.packages_distributions()
     runtime = requirements("") | requirements("train") | requirements("eval")
-    for path in [*MODULES, *REPOSITORY.glob("tests/**/*.py"), *REPOSITORY.glob("benchmarks/**/*.py")]:
-        declared = runtime if path.is_relative_to(PACKAGE) else runtime | requirements("dev")
+    for path in [*MODULES, *(path for top in ("configs", "tests", "benchmarks") for path in Path(top).rglob("*.py"))]:
+        declared = runtime | requirements("dev") if path.parts[0] in ("tests", "benchmarks") else runtime
         for name in {module.split(".")[0] for module in imports(path)}:
             if name not in sys.stdlib_module_names and name not in ("llmhalluc", "tests"):
-                assert {canonicalize_name(d) for d in providers.get(name, [])} & declared, (
-                    f"{path} imports {name}"
-                )
+                assert {canonicalize_name(d) for d in providers.get(name, [])} & declared, f"{path} imports {name}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -122,6 +118,13 @@ def test_light_modules_import_no_torch():
     code = f"import sys, {', '.join(names)}; print(*{{'torch', 'transformers', 'trl'}} & {{*sys.modules}})"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (found.stdout, found.returncode) == ("\n", 0), found.stderr
+
+
+@pytest.mark.parametrize(("word", "count", "later"), [("law", 8, {5}), ("trap", 12, {7})])
+def test_laws_and_traps_have_tests_of_their_number(word, count, later):
+    sources = "".join(path.read_text(encoding="utf-8") for path in REPOSITORY.glob("tests/**/test_*.py"))
+    named = set(map(int, re.findall(rf"_{word}(\d+)(?=[_(])", " ".join(re.findall(r"def test_\w+\(", sources)))))
+    assert set(range(1, count + 1)) - later <= named
 
 
 def test_packages_do_nothing_when_imported():

@@ -4,7 +4,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
-from math import log
+from math import log, log1p
 from random import Random
 
 from transformers import PreTrainedTokenizerBase
@@ -65,7 +65,8 @@ class ErrorRuns:
             return list(eligible)
         chosen: list[int] = []
         if share > 0:  # the gap to the next success of a coin is geometric
-            scale, i = 1 / log(1 - share), int(log(1 - rng.random()) / log(1 - share))
+            scale = 1 / log1p(-share)
+            i = int(log(1 - rng.random()) * scale)
             while i < len(eligible):
                 chosen.append(eligible[i])
                 i += 1 + int(log(1 - rng.random()) * scale)

@@ -160,7 +160,7 @@ def load_records(data: DataArguments, split: str, key: str = "data.dataset") -> 
             records = records.select(range(piece.from_ or 0, len(records) if piece.to is None else piece.to))
         elif is_file_name(name) and not (path := Path(name).expanduser()).is_dir():
             if path.suffix not in READERS or not path.is_file():
-                what = "does not exist" if path.suffix in READERS else f"is none of {', '.join(READERS)}"
+                what = f"is none of {', '.join(READERS)}" if path.is_file() else "does not exist"
                 raise UserError(f"{key} is the file {name}, which {what}: correct the path")
             files = {base: str(path)}
             records = datasets.load_dataset(READERS[path.suffix], data_files=files, split=split)

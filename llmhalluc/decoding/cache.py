@@ -64,9 +64,7 @@ class _SlotLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.keys = key_states.new_zeros(self.cache.slots, key_states.shape[1], 0, key_states.shape[3])
-        self.values = value_states.new_zeros(
-            self.cache.slots, value_states.shape[1], 0, value_states.shape[3]
-        )
+        self.values = value_states.new_zeros(self.cache.slots, value_states.shape[1], 0, value_states.shape[3])
         self.is_initialized = True
 
     def update(self, key_states, value_states, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:

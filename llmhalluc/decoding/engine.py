@@ -1,51 +1,29 @@
 """Continuous batching with erasures: rows erase on their own, finished rows leave, waiting prompts enter.
 
-Shapes: B rows decoding, W columns that the longest of them fills, V vocabulary. What a token means to the cache
-is `backtrack.Tape`'s to say; because a token at position p lies in column p (cache.py), erasing moves nothing.
+An erasure is one mechanism, whether the learned BACKTRACK asks for it or an operator (operators.py). What a token
+means to the cache is `backtrack.Tape`'s to say; a token at position p lies in column p (cache.py), so that erasing
+moves nothing. Shapes: B rows decoding, W columns that the longest of them fills, V vocabulary.
 """
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmhalluc.backtrack import Tape
 from llmhalluc.decoding.cache import SlotCache
+from llmhalluc.decoding.masks import mask_maker
+from llmhalluc.decoding.operators import Operator
+from llmhalluc.decoding.rows import Erasure, Event, Row, Step, Trace
 from llmhalluc.decoding.sampling import choose
-from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.gen_args import GenArguments
 
 PREFILL_TOKENS = 4096  # most prompt tokens, padding included, of one forward
-
-
-@dataclass
-class Trace:
-    """One decoded completion: ids as emitted, ids that survive, and the surviving text up to a stop string."""
-
-    prompt_ids: list[int]
-    completion_ids: list[int]
-    surviving_ids: list[int]
-    erasures: int
-    finish_reason: str  # "eos", "stop" or "length"
-    text: str = ""
-
-
-@dataclass
-class Row:
-    """A prompt being completed."""
-
-    index: int
-    prompt_ids: list[int]
-    tape: Tape
-    draws: random.Random
-    feed: tuple[int, int]  # input id and position of the next forward
-    completion_ids: list[int] = field(default_factory=list)
-    banned: dict[int, set[int]] = field(default_factory=dict)  # place (surviving tokens before it) -> ids
-    finish_reason: str = ""
-    text: str = ""
+KEPT_PLACES = 8  # places whose logits a row keeps, so that erasing back to them costs no forward
 
 
 def decode(
@@ -60,164 +38,230 @@ def decode(
     batch_size: int = 64,
     on_finish: Callable[[int, Trace], None] | None = None,
     keys: Sequence[str] | None = None,
+    operator: Operator | None = None,
 ) -> list[Trace]:
-    """Complete every prompt; the answers stand in the order of `prompts`.
+    """Complete every prompt; the answers stand in the order of `prompts`. Arguments and errors as `stream`.
 
-    A row ends at an id of `eos_ids`, at a stop string in its surviving text (needs `tokenizer`), or after
-    `options.max_new_tokens` emitted tokens. BACKTRACK is offered only where it has something to erase and the
-    budget `options.max_erasures` lasts; with `options.ban_erased` an erased token is not offered again at its
-    place while its prefix stands. A prompt samples from its own stream, named by its key (default: its index)
-    and `options.seed`, whatever its batch. Raises ValueError for an empty prompt, UserError for a model whose
-    layers keep more than keys and values.
+    on_finish(i, trace) is called as each prompt ends.
     """
     traces: list[Trace] = [None] * len(prompts)  # type: ignore[list-item]  # each is set when its row ends
-    erase_id = backtrack_id if options.backtrack else None
-    for row in _finished_rows(
-        model, prompts, options, set(eos_ids), erase_id, backtrack_id, context, tokenizer, batch_size, keys
-    ):
-        if tokenizer is not None and row.finish_reason != "stop":
-            row.text = tokenizer.decode(row.tape.surviving, skip_special_tokens=True)
-        tape = row.tape
-        traces[row.index] = Trace(
-            row.prompt_ids, row.completion_ids, tape.surviving, tape.erased, row.finish_reason, row.text
-        )
-        if on_finish is not None:
-            on_finish(row.index, traces[row.index])
+    for index, kind, trace in stream(
+        model, prompts, options, eos_ids=eos_ids, backtrack_id=backtrack_id, context=context, tokenizer=tokenizer,
+        batch_size=batch_size, keys=keys, operator=operator,
+    ):  # fmt: skip
+        if kind == "end":
+            traces[index] = trace
+            if on_finish is not None:
+                on_finish(index, trace)
     return traces
 
 
 @torch.inference_mode()
-def _finished_rows(
-    model, prompts, options, eos_ids, erase_id, backtrack_id, context, tokenizer, batch_size, keys
-) -> Iterator[Row]:
+def stream(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    options: GenArguments,
+    *,
+    eos_ids: Sequence[int],
+    backtrack_id: int | None,
+    context: str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    batch_size: int = 64,
+    keys: Sequence[str] | None = None,
+    operator: Operator | None = None,
+) -> Iterator[Event]:
+    """Complete the prompts, `batch_size` at a time, and tell each token added, each erasure and each end (a Trace).
+
+    A row ends at an id of `eos_ids`, at a stop string in its surviving text (needs `tokenizer`), or after
+    `options.max_new_tokens` emitted tokens, those that an operator erased not counted. BACKTRACK is offered only
+    where it has something to erase and the budget `options.max_erasures` lasts; with `options.ban_erased` an erased
+    token is not offered again at its place while its prefix stands. `operator` is asked after every
+    `options.backtrack_every_n` emitted tokens and has a budget of as many erasures again. A prompt samples from its
+    own stream, named by its key (default: its index) and `options.seed`, whatever its batch. Raises ValueError for an
+    empty prompt, UserError for a model whose layers keep more than keys and values.
+    """
     if any(not prompt for prompt in prompts):
         raise ValueError(f"prompt {next(i for i, p in enumerate(prompts) if not p)} is empty")
     if options.stop and tokenizer is None:
         raise ValueError("stop strings need a tokenizer")
     model = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT works in its layers
-    masks = _mask_maker(model)
+    run = _Run(
+        model, options, set(eos_ids), backtrack_id if options.backtrack else None, backtrack_id, context, tokenizer,
+        operator, mask_maker(model), SlotCache(min(batch_size, len(prompts))),
+    )  # fmt: skip
     keys = keys or [str(i) for i in range(len(prompts))]
     # Long prompts first: neighbours share their length, and a lack of memory shows at once.
     waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
-    slots = min(batch_size, len(prompts))
-    cache, rows = SlotCache(slots), []
+    rows: list[Row] = []
     while waiting or rows:
-        if waiting and (not rows or slots - len(rows) >= max(1, slots // 8)):
+        if waiting and (not rows or run.cache.slots - len(rows) >= max(1, run.cache.slots // 8)):
             new = [
-                Row(i, prompts[i], Tape(prompts[i], erase_id, context), random.Random(f"{options.seed}-{keys[i]}"),
-                    (prompts[i][-1], len(prompts[i]) - 1))
-                for i in (waiting.popleft() for _ in range(min(slots - len(rows), len(waiting))))
+                Row(i, prompts[i], Tape(prompts[i], run.erase_id, context),
+                    random.Random(f"{options.seed}-{keys[i]}"), (prompts[i][-1], len(prompts[i]) - 1))
+                for i in (waiting.popleft() for _ in range(min(run.cache.slots - len(rows), len(waiting))))
             ]  # fmt: skip
-            _prefill(model, cache, len(rows), [row.prompt_ids for row in new])
+            _prefill(run, len(rows), [row.prompt_ids for row in new])
             rows += new
-        logits_BV = _forward(model, cache, [row.feed for row in rows], masks)
-        tokens = choose(logits_BV, rows, options, erase_id, backtrack_id)
-        for row, token in zip(rows, tokens, strict=True):
-            _emit(row, token, options, eos_ids, erase_id, tokenizer)
+        yield from _step(run, rows)
         if any(row.finish_reason for row in rows):
-            yield from (row for row in rows if row.finish_reason)
+            for row in rows:
+                if row.finish_reason:
+                    yield Event(row.index, "end", _trace(row, tokenizer))
             kept = [i for i, row in enumerate(rows) if not row.finish_reason]
-            cache.select(kept)
+            run.cache.select(kept)
             rows = [rows[i] for i in kept]
 
 
-def _prefill(model: PreTrainedModel, cache: SlotCache, first: int, prompts: list[list[int]]) -> None:
+@dataclass
+class _Run:
+    """What stays the same from step to step."""
+
+    model: PreTrainedModel
+    options: GenArguments
+    eos_ids: set[int]
+    erase_id: int | None  # BACKTRACK where it may be used
+    backtrack_id: int | None
+    context: str
+    tokenizer: PreTrainedTokenizerBase | None
+    operator: Operator | None
+    masks: Callable
+    cache: SlotCache
+
+    @property
+    def rewinds(self) -> bool:
+        return self.operator is not None or (self.context == "rewind" and self.erase_id is not None)
+
+
+def _prefill(run: _Run, first: int, prompts: list[list[int]]) -> None:
     """Fill the slots from `first` on with all but the last token of each prompt, which the next step feeds.
 
     Prompts are padded on the right, where causality hides the padding, and need neither a mask nor logits.
     """
-    done = 0
+    device, done = run.model.device, 0
     while done < len(prompts):
         longest = len(prompts[done]) - 1  # they come sorted, the longest first
         count = max(1, min(len(prompts) - done, PREFILL_TOKENS // max(1, longest)))
         group = prompts[done : done + count]
         for start in range(0, longest, PREFILL_TOKENS):
             ids = [prompt[start : min(len(prompt) - 1, start + PREFILL_TOKENS)] for prompt in group]
-            ids_BT = torch.tensor([row + [0] * (len(ids[0]) - len(row)) for row in ids], device=model.device)
-            cache.prefill(first + done, count, start, ids_BT.shape[1])
-            positions = torch.arange(start, start + ids_BT.shape[1], device=model.device)
-            model.base_model(
-                input_ids=ids_BT,
-                position_ids=positions.expand_as(ids_BT),
-                past_key_values=cache,
-                use_cache=True,
-            )
+            ids_BT = torch.tensor([row + [0] * (len(ids[0]) - len(row)) for row in ids], device=device)
+            run.cache.prefill(first + done, count, start, ids_BT.shape[1])
+            positions = torch.arange(start, start + ids_BT.shape[1], device=device).expand_as(ids_BT)
+            run.model.base_model(input_ids=ids_BT, position_ids=positions, past_key_values=run.cache, use_cache=True)
         done += count
 
 
-def _forward(model: PreTrainedModel, cache: SlotCache, feeds: list[tuple[int, int]], masks) -> torch.Tensor:
-    """Feed each row one (input id, position): logits (B, V)."""
-    ids_B, positions_B = torch.tensor(feeds, device=model.device).unbind(1)
+def _forward(run: _Run, rows: list[Row]) -> torch.Tensor:
+    """Feed each row its next input: logits (B, V), float32 at least."""
+    feeds = [row.feed for row in rows]
+    ids_B, positions_B = torch.tensor(feeds, device=run.model.device).unbind(1)
     highest = max(position for _, position in feeds)
     same = all(position == highest for _, position in feeds)
-    cache.step(positions_B, highest + 1)
-    return model(
-        input_ids=ids_B[:, None], position_ids=positions_B[:, None], attention_mask=masks(positions_B, highest, same),
-        past_key_values=cache, use_cache=True, logits_to_keep=1,
+    run.cache.step(positions_B, highest + 1)
+    logits_BV = run.model(
+        input_ids=ids_B[:, None], position_ids=positions_B[:, None],
+        attention_mask=run.masks(positions_B, highest, same), past_key_values=run.cache, use_cache=True,
+        logits_to_keep=1,
     ).logits[:, -1]  # fmt: skip
+    return logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()
 
 
-def _mask_maker(model: PreTrainedModel) -> Callable[[torch.Tensor, int, bool], torch.Tensor | dict | None]:
-    """A function (positions_B, highest position, all the same) -> the attention mask of a step.
-
-    A row sees the columns up to its own position; in a layer with a sliding window only the newest of them.
-    """
-    config = model.config.get_text_config()
-    kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ["full_attention"]))
-    window = getattr(config, "sliding_window", None)
-    if kinds == ["full_attention"] and window and not hasattr(config, "layer_types"):
-        kinds = ["sliding_attention"]
-    if unknown := set(kinds) - {"full_attention", "sliding_attention"}:
-        raise UserError(
-            f"the model ({config.model_type}) has {', '.join(sorted(unknown))} layers, which keep more than keys and "
-            "values: this decoding loop cannot erase in them; evaluate it with the harness's own model class hf"
-        )
-    if config._attn_implementation not in ("sdpa", "eager"):
-        raise UserError(
-            f"model.attn_implementation is {config._attn_implementation}, decoding takes sdpa or eager"
-        )
-    eager, lowest = config._attn_implementation == "eager", torch.finfo(model.dtype).min
-
-    def mask(positions_B, highest, same, kind):
-        if same and (kind == "full_attention" or highest < window):
-            return None
-        columns_W = torch.arange(highest + 1, device=positions_B.device)
-        seen_BW = columns_W <= positions_B[:, None]
-        if kind == "sliding_attention":
-            seen_BW &= columns_W > positions_B[:, None] - window
-        seen = seen_BW[:, None, None]
-        return (
-            torch.zeros(seen.shape, dtype=model.dtype, device=seen.device).masked_fill(~seen, lowest)
-            if eager
-            else seen
-        )
-
-    if len(kinds) == 1:
-        return lambda positions_B, highest, same: mask(positions_B, highest, same, kinds[0])
-    return lambda positions_B, highest, same: {kind: mask(positions_B, highest, same, kind) for kind in kinds}
+def _step(run: _Run, rows: list[Row]) -> list[Event]:
+    """One forward, and a token for every row; rows that go back to a place with kept logits sample again."""
+    logits_BV, events = _forward(run, rows), []
+    for i, row in enumerate(rows) if run.rewinds else ():
+        _keep(row, logits_BV[i])
+    todo = rows
+    while todo:
+        tokens, logprobs = choose(logits_BV, todo, run.options, run.erase_id, run.backtrack_id)
+        judged = [i for i, row in enumerate(todo) if not row.forced]
+        for row, token, logprob in zip(todo, tokens, logprobs, strict=True):
+            _write(run, row, token, logprob, events)
+        if run.operator is not None:
+            _ask(run, [(todo[i], i) for i in judged], logits_BV, events)
+        for row in todo:
+            _end(run, row)
+        todo = [row for row in todo if not row.finish_reason and len(row.tape.columns) in row.kept]
+        if todo:
+            logits_BV = torch.stack([row.kept[len(row.tape.columns)] for row in todo])
+    return events
 
 
-def _emit(
-    row: Row, token: int, options: GenArguments, eos_ids: set[int], erase_id: int | None, tokenizer
-) -> None:
-    """Write `token` on the row's tape, ban what it erases, and see whether the row ends."""
-    tape, place = row.tape, len(row.tape.surviving)
+def _keep(row: Row, logits_V: torch.Tensor) -> None:
+    """Remember the logits of the row's place; only the newest places are."""
+    here = len(row.tape.columns)
+    for other in [p for p in row.kept if p > here or p <= here - KEPT_PLACES]:
+        del row.kept[other]
+    row.kept[here] = logits_V
+
+
+def _write(run: _Run, row: Row, token: int, logprob: float, events: list[Event]) -> None:
+    """Put a token on the row's tape; a BACKTRACK bans what it erases."""
+    place = len(row.surviving)
+    if row.forced:
+        token = row.forced.popleft()
     row.completion_ids.append(token)
-    if token == erase_id and place and options.ban_erased:
-        row.banned.pop(place, None)  # what was banned after the erased token stood on it
-        row.banned.setdefault(place - 1, set()).add(tape.surviving[-1])
-    row.feed = tape.feed(token)
-    if token in eos_ids:
+    row.emitted_logprobs.append(logprob)
+    if token != run.erase_id:
+        row.logprobs.append(logprob)
+        events.append(Event(row.index, "add", token))
+    elif place:
+        erased = row.surviving[-1]
+        row.forget(place - 1)
+        if run.options.ban_erased:
+            row.penalties.setdefault(place - 1, {})[erased] = -math.inf
+        row.events.append(Erasure(len(row.completion_ids), 1, "BACKTRACK"))
+        events.append(Event(row.index, "erase", 1))
+    row.feed = row.tape.feed(token)
+    if token != run.erase_id or run.context != "rewind":
+        # The place after a new row is new: what was kept under its number belongs to another text.
+        for stale in [n for n in row.kept if n >= len(row.tape.columns)]:
+            del row.kept[stale]
+
+
+def _ask(run: _Run, judged: list[tuple[Row, int]], logits_BV: torch.Tensor, events: list[Event]) -> None:
+    """Let the operator judge the tokens just written, and do what it wishes within the budget."""
+    every = run.options.backtrack_every_n
+    asked = [
+        (row, i) for row, i in judged if len(row.completion_ids) % every == 0 and row.completion_ids[-1] != run.erase_id
+    ]
+    if not asked:
+        return
+    rows = [row for row, _ in asked]
+    step = Step(rows, logits_BV if len(rows) == len(logits_BV) else logits_BV[[i for _, i in asked]])
+    for i, wish in run.operator(step).items():
+        row, count = rows[i], min(wish.n, len(rows[i].surviving))
+        if row.rewound + count <= _budget(run.options):
+            row.erase(count, wish.source, wish.penalty)
+            row.forced.extend(wish.write)
+        elif wish.must:
+            row.erase(count, wish.source, 0.0)
+            row.finish_reason = "budget"
+        else:
+            continue
+        events.append(Event(row.index, "erase", count))
+
+
+def _budget(options: GenArguments) -> int:
+    return options.max_new_tokens // 2 if options.max_erasures is None else options.max_erasures
+
+
+def _end(run: _Run, row: Row) -> None:
+    """See whether the row ends."""
+    surviving = row.surviving
+    if row.finish_reason or row.forced:
+        return
+    if row.completion_ids[-1] in run.eos_ids and surviving and surviving[-1] in run.eos_ids:
         row.finish_reason = "eos"
-    elif options.stop and tape.surviving and _stops(row, options.stop, tokenizer):
+    elif run.options.stop and surviving and _stops(row, run.options.stop, run.tokenizer):
         row.finish_reason = "stop"
-    elif len(row.completion_ids) == options.max_new_tokens:
+    elif len(row.completion_ids) - row.rewound >= run.options.max_new_tokens:
         row.finish_reason = "length"
 
 
 def _stops(row: Row, stops: list[str], tokenizer) -> bool:
     """Whether a stop string stands in the surviving text; `row.text` is then the text before it."""
-    surviving = row.tape.surviving
+    surviving = row.surviving
     # A stop string that is complete now ends within the last token, so it begins in this tail.
     tail = tokenizer.decode(surviving[-(max(map(len, stops)) + 8) :], skip_special_tokens=True)
     if not any(stop in tail for stop in stops):
@@ -226,3 +270,12 @@ def _stops(row: Row, stops: list[str], tokenizer) -> bool:
     ends = [at for stop in stops if (at := text.find(stop)) >= 0]
     row.text = text[: min(ends, default=len(text))]
     return bool(ends)
+
+
+def _trace(row: Row, tokenizer) -> Trace:
+    if tokenizer is not None and row.finish_reason != "stop":
+        row.text = tokenizer.decode(row.surviving, skip_special_tokens=True)
+    return Trace(
+        row.prompt_ids, row.completion_ids, row.surviving, row.tape.erased, row.finish_reason, row.text,
+        row.emitted_logprobs, row.events,
+    )  # fmt: skip

@@ -3,6 +3,8 @@
 Shapes: B rows, V vocabulary, K tokens left after top-k.
 """
 
+import math
+
 import torch
 from transformers.generation import (
     LogitsProcessorList,
@@ -17,17 +19,23 @@ from llmhalluc.hparams.gen_args import GenArguments
 
 def choose(
     logits_BV: torch.Tensor, rows: list, options: GenArguments, erase_id: int | None, backtrack_id: int | None
-) -> list[int]:
-    """Argmax at temperature 0, else a draw from the row's own stream; `rows` are the engine's.
+) -> tuple[list[int], list[float]]:
+    """The ids, argmax at temperature 0 and else a draw from the row's own stream, and their log-probabilities.
 
-    BACKTRACK needs something to erase and a budget, and what was erased at a place stays banned there.
+    These are of the full softmax at temperature 1, before anything is cut or banned. BACKTRACK needs something to
+    erase and a budget; what was erased at a place keeps its penalty there. `rows` are the engine's.
     """
-    logits_BV = logits_BV.float() if logits_BV.dtype != torch.float64 else logits_BV.clone()
+    tokens = _choose(logits_BV.clone(), rows, options, erase_id, backtrack_id)
+    chosen_B = logits_BV.gather(1, torch.tensor(tokens, device=logits_BV.device)[:, None])[:, 0]
+    return tokens, (chosen_B - logits_BV.logsumexp(-1)).tolist()
+
+
+def _choose(logits_BV, rows, options, erase_id, backtrack_id) -> list[int]:
     if erase_id is not None and options.backtrack_bias:
         logits_BV[:, erase_id] += options.backtrack_bias
-    if forbidden := _forbidden(rows, options, erase_id, backtrack_id, logits_BV.shape[1]):
-        at = torch.tensor(forbidden, device=logits_BV.device).T
-        logits_BV[at[0], at[1]] = -torch.inf
+    if penalties := _penalties(rows, options, erase_id, backtrack_id, logits_BV.shape[1]):
+        in_rows, ids, values = zip(*penalties, strict=True)
+        logits_BV[list(in_rows), list(ids)] += torch.tensor(values, dtype=logits_BV.dtype, device=logits_BV.device)
     if options.repetition_penalty not in (None, 1.0):
         penalty = RepetitionPenaltyLogitsProcessor(options.repetition_penalty)
         logits_BV = penalty(_surviving_ids(rows, logits_BV.device), logits_BV)
@@ -38,27 +46,25 @@ def choose(
     logits_BK, ids_BK = logits_BV.topk(k) if k < logits_BV.shape[1] else (logits_BV, None)
     probabilities_BK = _warpers(options)(None, logits_BK).softmax(-1)
     cumulative_BK = probabilities_BK.double().cumsum(-1)
-    uniform_B = torch.tensor(
-        [row.draws.random() for row in rows], dtype=torch.float64, device=logits_BV.device
-    )
+    uniform_B = torch.tensor([row.draws.random() for row in rows], dtype=torch.float64, device=logits_BV.device)
     at_B1 = torch.searchsorted(cumulative_BK, (uniform_B * cumulative_BK[:, -1])[:, None], right=True)
     return (at_B1 if ids_BK is None else ids_BK.gather(1, at_B1))[:, 0].tolist()
 
 
-def _forbidden(rows, options, erase_id, backtrack_id, n_vocabulary) -> list[tuple[int, int]]:
-    """(row, token) pairs that are not offered."""
+def _penalties(rows, options, erase_id, backtrack_id, n_vocabulary) -> list[tuple[int, int, float]]:
+    """(row, token, what is added to its logit)."""
     budget = options.max_new_tokens // 2 if options.max_erasures is None else options.max_erasures
-    forbidden: list[tuple[int, int]] = []
+    penalties: list[tuple[int, int, float]] = []
     for i, row in enumerate(rows):
-        place = len(row.tape.surviving)
+        place = len(row.surviving)
         no_erasure = erase_id is None or not place or row.tape.erased >= budget
         if backtrack_id is not None and no_erasure:
-            forbidden.append((i, backtrack_id))
-        banned = row.banned.get(place)
+            penalties.append((i, backtrack_id, -math.inf))
+        at_place = row.penalties.get(place)
         # Where every token is banned and nothing may be erased, the bans are lifted: a prompt must end.
-        if banned and len(banned) + no_erasure < n_vocabulary:
-            forbidden += [(i, token) for token in banned]
-    return forbidden
+        if at_place and list(at_place.values()).count(-math.inf) + no_erasure < n_vocabulary:
+            penalties += [(i, token, penalty) for token, penalty in at_place.items()]
+    return penalties
 
 
 def _warpers(options: GenArguments) -> LogitsProcessorList:

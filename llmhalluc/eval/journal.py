@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from llmhalluc.decoding.engine import Trace
+from llmhalluc.decoding.rows import Erasure, Trace
 
 
 class Journal:
@@ -32,7 +32,9 @@ class Journal:
     def get(self, key: str, prompt_ids: list[int]) -> Trace | None:
         """The trace written under `key`, or None."""
         record = self._found.get(key)
-        return Trace(prompt_ids=prompt_ids, **record) if record else None
+        if record is None:
+            return None
+        return Trace(prompt_ids=prompt_ids, **record | {"events": [Erasure(*event) for event in record["events"]]})
 
     def add(self, key: str, trace: Trace) -> None:
         """Write a finished trace; its prompt is part of the key."""

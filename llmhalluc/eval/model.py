@@ -12,7 +12,8 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
-from llmhalluc.decoding.engine import Trace, decode
+from llmhalluc.decoding.engine import decode
+from llmhalluc.decoding.rows import Trace
 from llmhalluc.eval.journal import Journal, fingerprint
 from llmhalluc.eval.metrics import count, trace_metrics
 from llmhalluc.eval.variants import GEN_KEYS, Variant

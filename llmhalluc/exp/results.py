@@ -170,7 +170,7 @@ def notes(results: dict[str, Any]) -> list[str]:
         + (f"; differences against {results['baseline']} are paired." if compared else ".")
     ]
     if trained_on(found):
-        lines.append(f"Every arm was trained on {trained_on(found)} tokens.")
+        lines.append(f"Every arm was trained on {trained_on(found)} tokens, to within 1%.")
     if 1 in seeds:
         lines.append("An interval from one seed does not tell how another seed would come out.")
     if results["failed"]:
@@ -179,9 +179,9 @@ def notes(results: dict[str, Any]) -> list[str]:
 
 
 def trained_on(found: list[Row]) -> str | None:
-    """The number of training tokens where all rows share it, to three digits."""
-    numbers = {_tokens(row) for row in found}
-    return numbers.pop() if len(numbers) == 1 else None
+    """The number of training tokens, where that of all rows is the same to within 1%."""
+    numbers = sorted(found, key=lambda row: row["train_tokens"])
+    return _tokens(numbers[0]) if numbers[-1]["train_tokens"] <= 1.01 * numbers[0]["train_tokens"] else None
 
 
 def _tokens(row: Row) -> str:

@@ -22,7 +22,8 @@ RECORD, LOCK = "run.json", ".lock"
 NOT_IDENTITY = {
     *("train.resume", "train.overwrite", "train.output_dir", "eval.overwrite", "eval.output_dir"),
     *("train.report_to", "train.run_name", "train.disable_tqdm", "train.dataloader_num_workers"),
-    *("exp.overwrite", "exp.output_dir", "exp.parallel", "exp.python", "exp.reference", "data.num_proc", "eval.batch_size"),
+    *("exp.overwrite", "exp.output_dir", "exp.parallel", "exp.python", "exp.reference"),
+    *("data.num_proc", "eval.batch_size"),
 }  # fmt: skip
 _PACKAGES = ("llmhalluc", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers",
              "lm_eval", "omegaconf", "numpy")  # fmt: skip

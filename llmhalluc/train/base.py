@@ -29,6 +29,7 @@ class BaseExecutor:
         self.trl = config.train.trl | {"output_dir": str(self.output_dir)}  # a stage takes out what is not for TRL
         self.seed = self.trl.get("seed", 42)  # transformers' own default
         self.data_seed = self.seed if self.trl.get("data_seed") is None else self.trl["data_seed"]
+        self.checkpoint: Path | None = None  # to go on from
 
     def run(self) -> dict[str, Any]:
         """Train, save, and return what train.json holds; of a finished run that is to be resumed nothing else."""
@@ -37,8 +38,8 @@ class BaseExecutor:
             if train.resume and (self.output_dir / RECORD).is_file():
                 logger.warning("%s holds this run finished: nothing is left to do", self.output_dir)
                 return json.loads((self.output_dir / RECORD).read_text(encoding="utf-8"))
-            processes = int(os.environ.get("WORLD_SIZE", 1))
-            self.checkpoint = newest_checkpoint(self.output_dir, processes) if train.resume else None
+            if train.resume:
+                self.checkpoint = newest_checkpoint(self.output_dir, int(os.environ.get("WORLD_SIZE", 1)))
             use_trackers(self.trl.get("report_to"), self.output_dir)
             self.load_model()
             self.load_data()

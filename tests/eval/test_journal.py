@@ -2,11 +2,11 @@
 
 import torch
 
-from llmhalluc.decoding.engine import Trace
+from llmhalluc.decoding.rows import Erasure, Trace
 from llmhalluc.eval.journal import Journal, fingerprint
 from tests.tiny import tiny_model
 
-FIRST = Trace([1, 2], [3, 9, 4], [4], 1, "eos", "four\n√")
+FIRST = Trace([1, 2], [3, 9, 4], [4], 1, "eos", "four\n√", [-0.5, -1.0, -0.25], [Erasure(2, 1, "BACKTRACK")])
 SECOND = Trace([1], [5], [5], 0, "length")
 
 

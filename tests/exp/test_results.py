@@ -86,7 +86,7 @@ def test_the_table_is_aligned_and_says_what_it_shows():
         "title",
         "1 seed, 2 problems of sudoku; 95% intervals by a bootstrap over seeds and problems; differences against clean "
         "are paired.",
-        "Every arm was trained on 2.1M tokens.",
+        "Every arm was trained on 2.1M tokens, to within 1%.",
         "An interval from one seed does not tell how another seed would come out.",
         "Without the cells that failed: x.",
     ]

@@ -27,7 +27,6 @@ from tests.train.tiny_run import config
 def prepared(output_dir, **dotted) -> SFTExecutor:
     """An executor with everything but the training done."""
     executor = SFTExecutor(config(output_dir, **dotted))
-    executor.checkpoint = None
     executor.load_model()
     executor.load_data()
     executor.make_trainer()
@@ -213,7 +212,7 @@ def test_a_loss_that_is_not_finite_names_step_and_records_and_saves_nothing(tmp_
         ({"train__max_length": 64}, "train.max_length is 64"),
         ({"train__max_tokens": 1000}, "train.max_tokens and train.max_steps are both set"),
         ({"train__eval_strategy": "epoch"}, "train.eval_strategy is epoch"),
-        ({"train__load_best_model_at_end": True, "train__eval_steps": 3}, "train.load_best_model_at_end is True"),
+        ({"train__load_best_model_at_end": True, "train__eval_strategy": "steps"}, "load_best_model_at_end is True"),
         ({"data__max_length": 5}, "data.max_length"),
         ({"train__resume": True, "train__overwrite": True}, "train.resume and train.overwrite"),
     ],
