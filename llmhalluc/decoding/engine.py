@@ -39,6 +39,7 @@ def decode(
     on_finish: Callable[[int, Trace], None] | None = None,
     keys: Sequence[str] | None = None,
     operator: Operator | None = None,
+    limits: Sequence[int] | None = None,
 ) -> list[Trace]:
     """Complete every prompt; the answers stand in the order of `prompts`. Arguments and errors as `stream`.
 
@@ -47,7 +48,7 @@ def decode(
     traces: list[Trace] = [None] * len(prompts)  # type: ignore[list-item]  # each is set when its row ends
     for index, kind, trace in stream(
         model, prompts, options, eos_ids=eos_ids, backtrack_id=backtrack_id, context=context, tokenizer=tokenizer,
-        batch_size=batch_size, keys=keys, operator=operator,
+        batch_size=batch_size, keys=keys, operator=operator, limits=limits,
     ):  # fmt: skip
         if kind == "end":
             traces[index] = trace
@@ -69,16 +70,18 @@ def stream(
     batch_size: int = 64,
     keys: Sequence[str] | None = None,
     operator: Operator | None = None,
+    limits: Sequence[int] | None = None,
 ) -> Iterator[Event]:
     """Complete the prompts, `batch_size` at a time, and tell each token added, each erasure and each end (a Trace).
 
     A row ends at an id of `eos_ids`, at a stop string in its surviving text (needs `tokenizer`), or after
-    `options.max_new_tokens` emitted tokens, those that an operator erased not counted. BACKTRACK is offered only
-    where it has something to erase and the budget `options.max_erasures` lasts; with `options.ban_erased` an erased
-    token is not offered again at its place while its prefix stands. `operator` is asked after every
-    `options.backtrack_every_n` emitted tokens and has a budget of as many erasures again. A prompt samples from its
-    own stream, named by its key (default: its index) and `options.seed`, whatever its batch. Raises ValueError for an
-    empty prompt, UserError for a model whose layers keep more than keys and values.
+    `options.max_new_tokens` emitted tokens (`limits`: a number for each prompt instead), those that an operator
+    erased not counted. BACKTRACK is offered only where it has something to erase and the budget
+    `options.max_erasures` lasts; with `options.ban_erased` an erased token is not offered again at its place while
+    its prefix stands. `operator` is asked after every `options.backtrack_every_n` emitted tokens and has a budget of
+    as many erasures again. A prompt samples from its own stream, named by its key (default: its index) and
+    `options.seed`, whatever its batch. Raises ValueError for an empty prompt, UserError for a model whose layers
+    keep more than keys and values.
     """
     if any(not prompt for prompt in prompts):
         raise ValueError(f"prompt {next(i for i, p in enumerate(prompts) if not p)} is empty")
@@ -97,10 +100,11 @@ def stream(
         if waiting and (not rows or run.cache.slots - len(rows) >= max(1, run.cache.slots // 8)):
             new = [
                 Row(i, prompts[i], Tape(prompts[i], run.erase_id, context),
-                    random.Random(f"{options.seed}-{keys[i]}"), (prompts[i][-1], len(prompts[i]) - 1))
+                    random.Random(f"{options.seed}-{keys[i]}"), (prompts[i][-1], len(prompts[i]) - 1),
+                    limits[i] if limits else options.max_new_tokens)
                 for i in (waiting.popleft() for _ in range(min(run.cache.slots - len(rows), len(waiting))))
             ]  # fmt: skip
-            _prefill(run, len(rows), [row.prompt_ids for row in new])
+            _prefill(run, len(rows), new)
             rows += new
         yield from _step(run, rows)
         if any(row.finish_reason for row in rows):
@@ -132,12 +136,14 @@ class _Run:
         return self.operator is not None or (self.context == "rewind" and self.erase_id is not None)
 
 
-def _prefill(run: _Run, first: int, prompts: list[list[int]]) -> None:
+def _prefill(run: _Run, first: int, rows: list[Row]) -> None:
     """Fill the slots from `first` on with all but the last token of each prompt, which the next step feeds.
 
     Prompts are padded on the right, where causality hides the padding, and need neither a mask nor logits.
     """
-    device, done = run.model.device, 0
+    device, done, prompts = run.model.device, 0, [row.prompt_ids for row in rows]
+    for row in rows:
+        row.forward_passes = -(-(len(row.prompt_ids) - 1) // PREFILL_TOKENS)
     while done < len(prompts):
         longest = len(prompts[done]) - 1  # they come sorted, the longest first
         count = max(1, min(len(prompts) - done, PREFILL_TOKENS // max(1, longest)))
@@ -153,6 +159,8 @@ def _prefill(run: _Run, first: int, prompts: list[list[int]]) -> None:
 
 def _forward(run: _Run, rows: list[Row]) -> torch.Tensor:
     """Feed each row its next input: logits (B, V), float32 at least."""
+    for row in rows:
+        row.forward_passes += 1
     feeds = [row.feed for row in rows]
     ids_B, positions_B = torch.tensor(feeds, device=run.model.device).unbind(1)
     highest = max(position for _, position in feeds)
@@ -255,7 +263,7 @@ def _end(run: _Run, row: Row) -> None:
         row.finish_reason = "eos"
     elif run.options.stop and surviving and _stops(row, run.options.stop, run.tokenizer):
         row.finish_reason = "stop"
-    elif len(row.completion_ids) - row.rewound >= run.options.max_new_tokens:
+    elif len(row.completion_ids) - row.rewound >= row.limit:
         row.finish_reason = "length"
 
 
@@ -277,5 +285,5 @@ def _trace(row: Row, tokenizer) -> Trace:
         row.text = tokenizer.decode(row.surviving, skip_special_tokens=True)
     return Trace(
         row.prompt_ids, row.completion_ids, row.surviving, row.tape.erased, row.finish_reason, row.text,
-        row.emitted_logprobs, row.events,
+        row.emitted_logprobs, row.events, row.forward_passes,
     )  # fmt: skip

@@ -8,11 +8,12 @@ import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmhalluc.backtrack import Tape
+
+if TYPE_CHECKING:  # a configuration that names an operator is checked before torch is imported
+    import torch
 
 
 class Erasure(NamedTuple):
@@ -29,7 +30,8 @@ class Trace:
 
     completion_ids as emitted, surviving_ids of them, text: the surviving one up to a stop string. logprobs: of each
     emitted token under the full softmax at temperature 1. erasures counts erased tokens, events tells when and by
-    whom. finish_reason: "eos", "stop", "length" or "budget".
+    whom. finish_reason: "eos", "stop", "length" or "budget". forward_passes: how often the model ran for this text, its
+    prompt included, whoever else was in the batch.
     """
 
     prompt_ids: list[int]
@@ -40,6 +42,7 @@ class Trace:
     text: str = ""
     logprobs: list[float] = field(default_factory=list)
     events: list[Erasure] = field(default_factory=list)
+    forward_passes: int = 0
 
 
 @dataclass
@@ -51,15 +54,17 @@ class Row:
     tape: Tape
     draws: random.Random
     feed: tuple[int, int]  # input id and position of the next forward
+    limit: int  # most emitted tokens, those that operators erased not counted
     completion_ids: list[int] = field(default_factory=list)
     emitted_logprobs: list[float] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)  # of the surviving tokens
     memo: dict[Any, list] = field(default_factory=dict)  # an operator's own, one entry a surviving token, cut with them
     penalties: dict[int, dict[int, float]] = field(default_factory=dict)  # place -> id -> added to its logit
-    kept: dict[int, torch.Tensor] = field(default_factory=dict)  # columns before a place -> its logits (V)
+    kept: dict[int, "torch.Tensor"] = field(default_factory=dict)  # columns before a place -> its logits (V)
     forced: deque[int] = field(default_factory=deque)  # ids to write next, whatever the model says
     events: list[Erasure] = field(default_factory=list)
     rewound: int = 0  # tokens that operators erased
+    forward_passes: int = 0
     finish_reason: str = ""
     text: str = ""
 
@@ -92,7 +97,7 @@ class Step(NamedTuple):
     """What an operator sees: B tokens just sampled, already on their rows' tapes, not yet fed to the model."""
 
     rows: list[Row]
-    logits_BV: torch.Tensor  # of their places: the model's own, nothing scaled, cut or banned
+    logits_BV: "torch.Tensor"  # of their places: the model's own, nothing scaled, cut or banned
 
 
 class Erase(NamedTuple):
@@ -110,7 +115,7 @@ class Erase(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Of a stream, about the prompt with number `prompt`: kind "add" (a token), "erase" (how many), "end" (the Trace)."""
+    """Of a stream, about prompt number `prompt`: kind "add" (a token), "erase" (how many) or "end" (the Trace)."""
 
     prompt: int
     kind: str

@@ -69,7 +69,7 @@ def environment() -> dict[str, Any]:
         "dirty": bool(_git("status", "--porcelain")),
         "python": platform.python_version(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
-        "command": [sys.executable, *sys.orig_argv[1:]],
+        "command": [Path(sys.executable).name, *sys.orig_argv[1:]],
         "platform": platform.platform(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

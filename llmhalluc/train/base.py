@@ -34,7 +34,8 @@ class BaseExecutor:
     def run(self) -> dict[str, Any]:
         """Train, save, and return what train.json holds; of a finished run that is to be resumed nothing else."""
         train = self.config.train
-        with open_run(self.output_dir, resolved(self.config), train.overwrite, train.resume):
+        what_decides = resolved(self.config, ("model", "data", "backtrack", "train"))
+        with open_run(self.output_dir, what_decides, train.overwrite, train.resume):
             if train.resume and (self.output_dir / RECORD).is_file():
                 logger.warning("%s holds this run finished: nothing is left to do", self.output_dir)
                 return json.loads((self.output_dir / RECORD).read_text(encoding="utf-8"))

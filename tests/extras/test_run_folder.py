@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -23,7 +24,7 @@ def test_a_run_is_recorded_with_what_made_it(tmp_path):
     assert written["config"] == RECORD | {"pair": [1, 2]}
     assert written["environment"].keys() == environment().keys()
     assert written["environment"]["packages"]["omegaconf"]
-    assert written["environment"]["command"][0] == sys.executable
+    assert written["environment"]["command"][0] == Path(sys.executable).name
 
 
 def test_the_same_run_goes_on_when_asked(tmp_path):
