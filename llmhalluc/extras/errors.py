@@ -1,5 +1,6 @@
 """Errors that are the user's to mend: shown as sentences, exit code 2, no traceback."""
 
+import logging
 import sys
 from collections.abc import Callable
 
@@ -14,6 +15,8 @@ class UserError(Exception):
 
 def exit_code(main: Callable[[], int | None]) -> int:
     """Run `main`; print a UserError's sentences to stderr and answer 2."""
+    # On some processors it tells, at import, of a kernel that nobody asked for.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         return main() or 0
     except UserError as error:
