@@ -23,7 +23,7 @@ from llmhalluc.decoding.sampling import choose
 from llmhalluc.hparams.gen_args import GenArguments
 
 PREFILL_TOKENS = 4096  # most prompt tokens, padding included, of one forward
-KEPT_PLACES = 8  # places whose logits a row keeps, so that erasing back to them costs no forward
+KEPT_PLACES = 4  # places whose logits a row keeps, so that erasing back to them costs no forward
 
 
 def decode(
@@ -78,10 +78,10 @@ def stream(
     `options.max_new_tokens` emitted tokens (`limits`: a number for each prompt instead), those that an operator
     erased not counted. BACKTRACK is offered only where it has something to erase and the budget
     `options.max_erasures` lasts; with `options.ban_erased` an erased token is not offered again at its place while
-    its prefix stands. `operator` is asked after every `options.backtrack_every_n` emitted tokens and has a budget of
-    as many erasures again. A prompt samples from its own stream, named by its key (default: its index) and
-    `options.seed`, whatever its batch. Raises ValueError for an empty prompt, UserError for a model whose layers
-    keep more than keys and values.
+    its prefix stands. `operator` is asked after every `options.backtrack_every_n` emitted tokens and before a row
+    ends, and has a budget of as many erasures again. A prompt samples from its own stream, named by its key (default:
+    its index) and `options.seed`, whatever its batch. Raises ValueError for an empty prompt, UserError for a model
+    whose layers keep more than keys and values.
     """
     if any(not prompt for prompt in prompts):
         raise ValueError(f"prompt {next(i for i, p in enumerate(prompts) if not p)} is empty")
@@ -181,18 +181,39 @@ def _step(run: _Run, rows: list[Row]) -> list[Event]:
         _keep(row, logits_BV[i])
     todo = rows
     while todo:
+        if run.operator is not None and _leave_dead_ends(run, todo, logits_BV.shape[1], events):
+            todo = [row for row in todo if len(row.tape.columns) in row.kept]
+            if not todo:
+                break
+            logits_BV = torch.stack([row.kept[len(row.tape.columns)] for row in todo])
         tokens, logprobs = choose(logits_BV, todo, run.options, run.erase_id, run.backtrack_id)
-        judged = [i for i, row in enumerate(todo) if not row.forced]
+        sampled = [not row.forced for row in todo]
         for row, token, logprob in zip(todo, tokens, logprobs, strict=True):
             _write(run, row, token, logprob, events)
-        if run.operator is not None:
-            _ask(run, [(todo[i], i) for i in judged], logits_BV, events)
-        for row in todo:
             _end(run, row)
+        if run.operator is not None:
+            _ask(run, todo, sampled, logits_BV, events)
         todo = [row for row in todo if not row.finish_reason and len(row.tape.columns) in row.kept]
         if todo:
             logits_BV = torch.stack([row.kept[len(row.tape.columns)] for row in todo])
     return events
+
+
+def _leave_dead_ends(run: _Run, rows: list[Row], n_vocabulary: int, events: list[Event]) -> bool:
+    """Where an operator has had every token of a place banned, erase one deeper; whether any row did."""
+    left = False
+    for row in rows:
+        while (
+            (place := len(row.surviving))
+            and run.erase_id is None  # else BACKTRACK is there to leave by
+            and row.rewound < _budget(run.options)
+            and list(row.penalties.get(place, {}).values()).count(-math.inf)
+            >= n_vocabulary - (run.backtrack_id is not None)
+        ):
+            row.erase(1, "dead end", -math.inf)
+            events.append(Event(row.index, "erase", 1))
+            left = True
+    return left
 
 
 def _keep(row: Row, logits_V: torch.Tensor) -> None:
@@ -205,13 +226,14 @@ def _keep(row: Row, logits_V: torch.Tensor) -> None:
 
 def _write(run: _Run, row: Row, token: int, logprob: float, events: list[Event]) -> None:
     """Put a token on the row's tape; a BACKTRACK bans what it erases."""
-    place = len(row.surviving)
+    place, writer = len(row.surviving), ""
     if row.forced:
-        token = row.forced.popleft()
+        token, writer = row.forced.popleft(), row.writer
     row.completion_ids.append(token)
     row.emitted_logprobs.append(logprob)
     if token != run.erase_id:
         row.logprobs.append(logprob)
+        row.written.append(writer)
         events.append(Event(row.index, "add", token))
     elif place:
         erased = row.surviving[-1]
@@ -227,27 +249,38 @@ def _write(run: _Run, row: Row, token: int, logprob: float, events: list[Event])
             del row.kept[stale]
 
 
-def _ask(run: _Run, judged: list[tuple[Row, int]], logits_BV: torch.Tensor, events: list[Event]) -> None:
-    """Let the operator judge the tokens just written, and do what it wishes within the budget."""
-    every = run.options.backtrack_every_n
-    asked = [
-        (row, i) for row, i in judged if len(row.completion_ids) % every == 0 and row.completion_ids[-1] != run.erase_id
-    ]
+def _ask(run: _Run, todo: list[Row], sampled: list[bool], logits_BV: torch.Tensor, events: list[Event]) -> None:
+    """Let the operator judge the tokens just sampled, and do what it wishes within the budget.
+
+    A row that is about to end is shown in any case, so that nothing which an operator forbids slips through.
+    """
+
+    def due(row: Row, sampled: bool) -> bool:
+        judged = sampled and row.completion_ids[-1] != run.erase_id
+        on_turn = judged and len(row.completion_ids) % run.options.backtrack_every_n == 0
+        return bool(row.surviving) and bool(on_turn or row.finish_reason)
+
+    asked = [i for i, row in enumerate(todo) if due(row, sampled[i])]
     if not asked:
         return
-    rows = [row for row, _ in asked]
-    step = Step(rows, logits_BV if len(rows) == len(logits_BV) else logits_BV[[i for _, i in asked]])
-    for i, wish in run.operator(step).items():
+    rows, logits_BV = [todo[i] for i in asked], logits_BV if len(asked) == len(todo) else logits_BV[asked]
+    assert run.operator is not None
+    for i, wish in run.operator(Step(rows, logits_BV)).items():
         row, count = rows[i], min(wish.n, len(rows[i].surviving))
-        if row.rewound + count <= _budget(run.options):
-            row.erase(count, wish.source, wish.penalty)
+        if count < 0:
+            raise ValueError(f"operator {wish.source} wishes to erase {wish.n} tokens")
+        if row.rewound + count <= _budget(run.options) and (count or (wish.write and row.finish_reason != "length")):
+            row.finish_reason = ""
+            if count:
+                row.erase(count, wish.source, wish.penalty)
+                events.append(Event(row.index, "erase", count))
             row.forced.extend(wish.write)
-        elif wish.must:
+            row.writer = wish.source
+        elif wish.must and count:
             row.erase(count, wish.source, 0.0)
+            events.append(Event(row.index, "erase", count))
             row.finish_reason = "budget"
-        else:
-            continue
-        events.append(Event(row.index, "erase", count))
+            _ask(run, [row], [False], logits_BV[i : i + 1], events)  # the text has another end now: look again
 
 
 def _budget(options: GenArguments) -> int:
@@ -255,13 +288,11 @@ def _budget(options: GenArguments) -> int:
 
 
 def _end(run: _Run, row: Row) -> None:
-    """See whether the row ends."""
-    surviving = row.surviving
-    if row.finish_reason or row.forced:
-        return
-    if row.completion_ids[-1] in run.eos_ids and surviving and surviving[-1] in run.eos_ids:
+    """See whether the row ends, unless its operator objects; what is being written ends at the limit alone."""
+    surviving, whole = row.surviving, not row.forced
+    if whole and surviving and row.completion_ids[-1] in run.eos_ids and surviving[-1] in run.eos_ids:
         row.finish_reason = "eos"
-    elif run.options.stop and surviving and _stops(row, run.options.stop, run.tokenizer):
+    elif whole and surviving and run.options.stop and _stops(row, run.options.stop, run.tokenizer):
         row.finish_reason = "stop"
     elif len(row.completion_ids) - row.rewound >= row.limit:
         row.finish_reason = "length"

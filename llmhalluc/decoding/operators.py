@@ -2,21 +2,45 @@
 
 Every probability is of the model's own distribution: the full softmax at temperature 1, before anything is scaled, cut
 or banned. An operator is any function from a `Step` to `{index of row: Erase}`; what it must remember of a text it
-derives from `row.surviving`, `row.logprobs` and `row.memo`, which are cut when the row erases. B rows, V vocabulary.
+derives from `row.surviving`, `row.logprobs` and `row.memo`, which are cut when the row erases and are new with each
+prompt. B rows, V vocabulary.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any
 
-import torch
-
-from llmhalluc.decoding.rows import Erase, Step
+from llmhalluc.decoding.rows import Erase, Row, Step
 from llmhalluc.extras.errors import UserError
 
 Operator = Callable[[Step], dict[int, Erase]]
+
+
+def _between(low: float, high: float, default: Any = MISSING, **options: Any) -> Any:
+    """A dataclass field whose value lies from `low` to `high`."""
+    return field(default=default, metadata={"between": (low, high)}, **options)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the rules share: how many tokens they erase and what is added to the logit of the first of them.
+
+    Raises UserError, one sentence each, for values out of range.
+    """
+
+    erase: int = _between(1, math.inf, 1, kw_only=True)
+    penalty: float = _between(-math.inf, 0.0, -math.inf, kw_only=True)
+
+    def __post_init__(self):
+        if errors := _wrong(type(self), vars(self)):
+            raise UserError(*errors)
+
+    def wishes(self, indices: Iterable[int], n: int | None = None) -> dict[int, Erase]:
+        """Erase in the rows of these indices."""
+        source = _NAMES.get(type(self), type(self).__name__)
+        return {i: Erase(n or self.erase, self.penalty, source=source) for i in indices}
 
 
 @dataclass(frozen=True)
@@ -28,70 +52,61 @@ class Never:
 
 
 @dataclass(frozen=True)
-class ProbabilityThreshold:
+class ProbabilityThreshold(Rule):
     """Erases a token less likely than `minimum`."""
 
-    minimum: float = 0.05
-    erase: int = 1
-    penalty: float = -math.inf
+    minimum: float = _between(0.0, 1.0, 0.05)
 
     def __call__(self, step: Step) -> dict[int, Erase]:
-        lowest = math.log(self.minimum) if self.minimum > 0 else -math.inf
-        return _erase(self, (i for i, row in enumerate(step.rows) if row.logprobs[-1] < lowest))
+        least = math.log(self.minimum) if self.minimum > 0 else -math.inf
+        return self.wishes(i for i, row in enumerate(step.rows) if row.logprobs[-1] < least)
 
 
 @dataclass(frozen=True)
-class EntropyThreshold:
+class EntropyThreshold(Rule):
     """Erases where the distribution that the token came from had more than `maximum` nats."""
 
-    maximum: float = 0.2
-    erase: int = 2
-    penalty: float = -math.inf
+    maximum: float = _between(0.0, math.inf, 0.2)
+    erase: int = _between(1, math.inf, 2, kw_only=True)
 
     def __call__(self, step: Step) -> dict[int, Erase]:
-        logprobs_BV = step.logits_BV.log_softmax(-1)
-        entropy_B = -(logprobs_BV.exp() * logprobs_BV).nan_to_num(0.0).sum(-1)  # 0 · -inf is 0
-        return _erase(self, _true(entropy_B > self.maximum))
+        import torch  # not at the top: a configuration that names an operator is checked without it
+
+        lowest = torch.finfo(step.logits_BV.dtype).min  # not -inf: times 0 that is no number
+        logprobs_BV = step.logits_BV.log_softmax(-1).clamp(min=lowest)
+        return self.wishes(_true(-torch.linalg.vecdot(logprobs_BV.exp(), logprobs_BV) > self.maximum))
 
 
 @dataclass(frozen=True)
-class ProbabilityMargin:
+class ProbabilityMargin(Rule):
     """Erases where the likeliest token led the second one by less than `minimum`."""
 
-    minimum: float = 0.05
-    erase: int = 1
-    penalty: float = -math.inf
+    minimum: float = _between(0.0, 1.0, 0.05)
 
     def __call__(self, step: Step) -> dict[int, Erase]:
         first_two_B2 = (step.logits_BV.topk(2).values - step.logits_BV.logsumexp(-1, keepdim=True)).exp()
-        return _erase(self, _true(first_two_B2[:, 0] - first_two_B2[:, 1] < self.minimum))
+        return self.wishes(_true(first_two_B2[:, 0] - first_two_B2[:, 1] < self.minimum))
 
 
 @dataclass(frozen=True)
-class ProbabilityDrop:
+class ProbabilityDrop(Rule):
     """Erases a token whose probability lies more than the share `maximum` below the previous surviving token's."""
 
-    maximum: float = 0.8
-    erase: int = 1
-    penalty: float = -math.inf
+    maximum: float = _between(0.0, 1.0, 0.8)
 
     def __call__(self, step: Step) -> dict[int, Erase]:
-        least = math.log1p(-self.maximum) if self.maximum < 1 else -math.inf
-        return _erase(
-            self,
-            (i for i, row in enumerate(step.rows)
-             if len(row.logprobs) > 1 and row.logprobs[-1] - row.logprobs[-2] < least),
-        )  # fmt: skip
+        def falls(logprobs: list[float]) -> bool:
+            return len(logprobs) > 1 and math.exp(logprobs[-1]) < (1 - self.maximum) * math.exp(logprobs[-2])
+
+        return self.wishes(i for i, row in enumerate(step.rows) if falls(row.logprobs))
 
 
 @dataclass(frozen=True)
-class ProbabilityTrend:
+class ProbabilityTrend(Rule):
     """Erases a token less likely than `share` of the mean over the `window` surviving tokens before it."""
 
-    window: int = 10
-    share: float = 0.5
-    erase: int = 1
-    penalty: float = -math.inf
+    window: int = _between(1, math.inf, 10)
+    share: float = _between(0.0, 1.0, 0.5)
 
     def __call__(self, step: Step) -> dict[int, Erase]:
         def falls(logprobs: list[float]) -> bool:
@@ -99,78 +114,78 @@ class ProbabilityTrend:
             mean = sum(map(math.exp, before)) / self.window
             return len(before) == self.window and math.exp(logprobs[-1]) < self.share * mean
 
-        return _erase(self, (i for i, row in enumerate(step.rows) if falls(row.logprobs)))
+        return self.wishes(i for i, row in enumerate(step.rows) if falls(row.logprobs))
 
 
 @dataclass(frozen=True)
-class Repetition:
+class Repetition(Rule):
     """Erases a token that stands more than `maximum` times in a row."""
 
-    maximum: int = 3
-    erase: int = 1
-    penalty: float = -math.inf
+    maximum: int = _between(1, math.inf, 3)
 
     def __call__(self, step: Step) -> dict[int, Erase]:
         def repeats(ids: list[int]) -> bool:
-            return len(ids) > self.maximum and ids[-1 - self.maximum :].count(ids[-1]) > self.maximum
+            return ids[-1 - self.maximum :].count(ids[-1]) > self.maximum
 
-        return _erase(self, (i for i, row in enumerate(step.rows) if repeats(row.surviving)))
+        return self.wishes(i for i, row in enumerate(step.rows) if repeats(row.surviving))
 
 
 @dataclass(frozen=True)
-class NGramOverlap:
+class NGramOverlap(Rule):
     """Erases the token that completes `n` tokens which the surviving completion already holds."""
 
-    n: int = 4
-    erase: int = 1
-    penalty: float = -math.inf
+    n: int = _between(1, math.inf, 4)
 
     def __call__(self, step: Step) -> dict[int, Erase]:
-        return _erase(self, [i for i, row in enumerate(step.rows) if self._seen(row)])
+        return self.wishes(i for i, row in enumerate(step.rows) if self._seen(row))
 
-    def _seen(self, row) -> bool:
-        """Whether the newest n-gram stands earlier; remembers, by token, the ends of the n-grams (for speed)."""
-        ids, n = row.surviving, self.n
-        grams = row.memo.setdefault(self, [])
+    def _seen(self, row: Row) -> bool:
+        """Whether the newest n-gram stands earlier; remembers, a token each, its n-gram and where each stands first.
+
+        All entries share the one dict of first places; what an erasure has made stale in it is seen by comparing.
+        """
+        ids, grams = row.surviving, row.memo.setdefault(self, [])
+        firsts: dict[tuple[int, ...], int] = grams[-1][1] if grams else {}
         for end in range(len(grams) + 1, len(ids) + 1):
-            grams.append(tuple(ids[max(0, end - n) : end]))
-        return len(ids) > n and grams[-1] in grams[n - 1 : -1]
+            gram = tuple(ids[max(0, end - self.n) : end])
+            first = firsts.get(gram, end)
+            if first >= len(grams) or grams[first][0] != gram:
+                firsts[gram] = len(grams)
+            grams.append((gram, firsts))
+        return len(ids) > self.n and firsts[grams[-1][0]] < len(grams) - 1
 
 
 @dataclass(frozen=True)
-class LogitThreshold:
+class LogitThreshold(Rule):
     """Erases a token whose logit lies below `minimum`."""
 
-    minimum: float = -20.0
-    erase: int = 1
-    penalty: float = -math.inf
+    minimum: float = _between(-math.inf, math.inf, -20.0)
 
     def __call__(self, step: Step) -> dict[int, Erase]:
-        ids_B = torch.tensor([row.surviving[-1] for row in step.rows], device=step.logits_BV.device)
-        return _erase(self, _true(step.logits_BV.gather(1, ids_B[:, None])[:, 0] < self.minimum))
+        newest = [row.surviving[-1] for row in step.rows]
+        return self.wishes(_true(step.logits_BV[range(len(newest)), newest] < self.minimum))
 
 
 @dataclass(frozen=True)
-class BacktrackToken:
-    """Treats the token `token_id` as a backspace that leaves no row behind: it goes, and the token before it.
+class BacktrackToken(Rule):
+    """Takes the token `token_id` for a backspace that leaves no row behind: it goes, and `erase` tokens before it.
 
     For models whose vocabulary has such a token without a context they were trained in; models of ours need no
     operator for theirs.
     """
 
-    token_id: int
-    penalty: float = -math.inf
+    token_id: int = _between(0, math.inf)
 
     def __call__(self, step: Step) -> dict[int, Erase]:
-        return {
-            i: Erase(min(2, len(row.surviving)), self.penalty, source="backtrack_token")
-            for i, row in enumerate(step.rows)
-            if row.surviving[-1] == self.token_id
-        }
+        rows = enumerate(step.rows)
+        return self.wishes((i for i, row in rows if row.surviving[-1] == self.token_id), 1 + self.erase)
 
 
 class Chain:
-    """Asks several operators; of a row's wishes the one that erases most is granted, the first among equals."""
+    """Asks several operators and grants each row one wish: a hard ban's first, then the one that erases most.
+
+    The first operator comes first among equals.
+    """
 
     def __init__(self, *operators: Operator):
         self.operators = operators
@@ -179,12 +194,12 @@ class Chain:
         wishes: dict[int, Erase] = {}
         for operator in self.operators:
             for i, wish in operator(step).items():
-                if i not in wishes or wish.n > wishes[i].n:
+                if i not in wishes or (wish.must, wish.n) > (wishes[i].must, wishes[i].n):
                     wishes[i] = wish
         return wishes
 
 
-OPERATORS = {
+OPERATORS: dict[str, Any] = {
     "never": Never,
     "probability_threshold": ProbabilityThreshold,
     "entropy_threshold": EntropyThreshold,
@@ -196,11 +211,7 @@ OPERATORS = {
     "logit_threshold": LogitThreshold,
     "backtrack_token": BacktrackToken,
 }
-# The least and the greatest value of each parameter.
-LIMITS = {
-    "erase": (1, math.inf), "penalty": (-math.inf, 0.0), "window": (1, math.inf), "n": (1, math.inf),
-    "share": (0.0, 1.0), "token_id": (0, math.inf),
-}  # fmt: skip
+_NAMES = {kind: name for name, kind in OPERATORS.items()}
 
 
 def make_operator(name: str, **parameters: Any) -> Operator:
@@ -208,26 +219,35 @@ def make_operator(name: str, **parameters: Any) -> Operator:
     if name not in OPERATORS:
         near = get_close_matches(name, OPERATORS, n=1, cutoff=0.0)[0]
         raise UserError(f"operator {name!r} is unknown; the nearest is {near} (there are {', '.join(OPERATORS)})")
-    known, errors = {field.name: field.type for field in fields(OPERATORS[name])}, []
-    for key, value in parameters.items():
-        if key not in known:
-            near = get_close_matches(key, known, n=1, cutoff=0.0)
-            errors.append(f"operator {name} has no parameter {key!r}" + (f"; the nearest is {near[0]}" if near else ""))
-            continue
-        low, high = LIMITS.get(key, (-math.inf, math.inf))
-        whole = known[key] is int
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not low <= value <= high:
-            kind = "a whole number" if whole else "a number"
-            errors.append(f"{key} of operator {name} is {value!r}, expected {kind} from {low:g} to {high:g}")
+    kind = OPERATORS[name]
+    known = {field.name: field.default for field in fields(kind)}
+    errors = [
+        f"operator {name} has no parameter {key!r}"
+        + (f"; the nearest is {get_close_matches(key, known, n=1, cutoff=0.0)[0]}" if known else "")
+        for key in parameters
+        if key not in known
+    ]
+    missing = [key for key, default in known.items() if default is MISSING and key not in parameters]
+    errors += [f"operator {name} needs {key}" for key in missing]
+    errors += _wrong(kind, parameters)
     if errors:
         raise UserError(*errors)
-    return OPERATORS[name](**parameters)
+    return kind(**parameters)
 
 
-def _erase(operator: Any, indices) -> dict[int, Erase]:
-    source = next(name for name, kind in OPERATORS.items() if type(operator) is kind)
-    return {i: Erase(operator.erase, operator.penalty, source=source) for i in indices}
+def _wrong(kind: type, values: dict[str, Any]) -> list[str]:
+    """A sentence for each value that its field does not take."""
+    errors = []
+    for known in fields(kind):
+        if known.name not in values or "between" not in known.metadata:
+            continue
+        value, (low, high), whole = values[known.name], known.metadata["between"], known.type is int
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not low <= value <= high:
+            what = "a whole number" if whole else "a number"
+            name = _NAMES.get(kind, kind.__name__)
+            errors.append(f"{known.name} of operator {name} is {value!r}, expected {what} from {low:g} to {high:g}")
+    return errors
 
 
-def _true(flags_B: torch.Tensor) -> list[int]:
+def _true(flags_B: Any) -> list[int]:
     return flags_B.nonzero()[:, 0].tolist()

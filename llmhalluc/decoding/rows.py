@@ -47,7 +47,10 @@ class Trace:
 
 @dataclass
 class Row:
-    """A prompt being completed; operators read `surviving`, `logprobs` and `memo`."""
+    """A prompt being completed; operators read `surviving`, `logprobs`, `written`, `memo` and `finish_reason`.
+
+    What an operator sees in finish_reason is why the row ends unless it erases.
+    """
 
     index: int
     prompt_ids: list[int]
@@ -58,10 +61,12 @@ class Row:
     completion_ids: list[int] = field(default_factory=list)
     emitted_logprobs: list[float] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)  # of the surviving tokens
+    written: list[str] = field(default_factory=list)  # whose wish wrote each surviving token, "" for a sampled one
     memo: dict[Any, list] = field(default_factory=dict)  # an operator's own, one entry a surviving token, cut with them
     penalties: dict[int, dict[int, float]] = field(default_factory=dict)  # place -> id -> added to its logit
     kept: dict[int, "torch.Tensor"] = field(default_factory=dict)  # columns before a place -> its logits (V)
     forced: deque[int] = field(default_factory=deque)  # ids to write next, whatever the model says
+    writer: str = ""  # whose wish they are
     events: list[Erasure] = field(default_factory=list)
     rewound: int = 0  # tokens that operators erased
     forward_passes: int = 0
@@ -87,14 +92,17 @@ class Row:
         """Drop what hangs on surviving tokens from `place` on."""
         for later in [p for p in self.penalties if p > place]:
             del self.penalties[later]
-        del self.logprobs[place:]
+        del self.logprobs[place:], self.written[place:]
         for entries in self.memo.values():
             del entries[place:]
         self.forced.clear()
 
 
 class Step(NamedTuple):
-    """What an operator sees: B tokens just sampled, already on their rows' tapes, not yet fed to the model."""
+    """What an operator sees: B tokens just sampled, already on their rows' tapes, not yet fed to the model.
+
+    A row that is about to end (row.finish_reason) is there whatever its newest token, a written one for instance.
+    """
 
     rows: list[Row]
     logits_BV: "torch.Tensor"  # of their places: the model's own, nothing scaled, cut or banned

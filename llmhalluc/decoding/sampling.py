@@ -25,15 +25,20 @@ def choose(
     These are of the full softmax at temperature 1, before anything is cut or banned. BACKTRACK needs something to
     erase and a budget; what was erased at a place keeps its penalty there. `rows` are the engine's.
     """
-    tokens = _choose(logits_BV.clone(), rows, options, erase_id, backtrack_id)
+    tokens = _choose(logits_BV, rows, options, erase_id, backtrack_id)
+    tokens = [row.forced[0] if row.forced else token for row, token in zip(rows, tokens, strict=True)]
     chosen_B = logits_BV.gather(1, torch.tensor(tokens, device=logits_BV.device)[:, None])[:, 0]
     return tokens, (chosen_B - logits_BV.logsumexp(-1)).tolist()
 
 
 def _choose(logits_BV, rows, options, erase_id, backtrack_id) -> list[int]:
-    if erase_id is not None and options.backtrack_bias:
+    penalties = _penalties(rows, options, erase_id, backtrack_id, logits_BV.shape[1])
+    biased = erase_id is not None and options.backtrack_bias
+    if penalties or biased:
+        logits_BV = logits_BV.clone()
+    if biased:
         logits_BV[:, erase_id] += options.backtrack_bias
-    if penalties := _penalties(rows, options, erase_id, backtrack_id, logits_BV.shape[1]):
+    if penalties:
         in_rows, ids, values = zip(*penalties, strict=True)
         logits_BV[list(in_rows), list(ids)] += torch.tensor(values, dtype=logits_BV.dtype, device=logits_BV.device)
     if options.repetition_penalty not in (None, 1.0):
@@ -57,12 +62,13 @@ def _penalties(rows, options, erase_id, backtrack_id, n_vocabulary) -> list[tupl
     penalties: list[tuple[int, int, float]] = []
     for i, row in enumerate(rows):
         place = len(row.surviving)
-        no_erasure = erase_id is None or not place or row.tape.erased >= budget
+        no_erasure = erase_id is None or not place or row.tape.erased - row.rewound >= budget
         if backtrack_id is not None and no_erasure:
             penalties.append((i, backtrack_id, -math.inf))
         at_place = row.penalties.get(place)
         # Where every token is banned and nothing may be erased, the bans are lifted: a prompt must end.
-        if at_place and list(at_place.values()).count(-math.inf) + no_erasure < n_vocabulary:
+        closed = backtrack_id is not None and no_erasure
+        if at_place and list(at_place.values()).count(-math.inf) + closed < n_vocabulary:
             penalties += [(i, token, penalty) for token, penalty in at_place.items()]
     return penalties
 
