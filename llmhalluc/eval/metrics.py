@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from math import sqrt
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llmhalluc.backtrack import layout, replay
 from llmhalluc.prompts import math
@@ -28,20 +28,39 @@ class Counts(NamedTuple):
     wrong_erased: int | None = None
 
 
-def count(completion_ids: Sequence[int], backtrack_id: int | None, gold_ids: Sequence[int] | None = None) -> Counts:
+ERASE = -1  # stands for a BACKTRACK where a model has none
+
+
+def spelled_out(completion_ids: Sequence[int], backtrack_id: int | None, events: Sequence[Any]) -> list[int]:
+    """The trace with a BACKTRACK (ERASE for a model that has none) for each token that an operator erased.
+
+    `events` are a Trace's Erasures: those by the BACKTRACK itself stand in the trace already.
+    """
+    ids, done, erase = [], 0, ERASE if backtrack_id is None else backtrack_id
+    for at, n, source in events:
+        if source != "BACKTRACK":
+            ids += [*completion_ids[done:at], *[erase] * n]
+            done = at
+    return [*ids, *completion_ids[done:]]
+
+
+def count(
+    completion_ids: Sequence[int], backtrack_id: int | None, gold_ids: Sequence[int] | None = None,
+    events: Sequence[Any] = (),
+) -> Counts:  # fmt: skip
     """Replay a trace and count; `gold_ids` is the one right completion, its end token included.
 
-    A token is right when it and everything that stands before it agree with the gold up to its depth; it is
-    wrong when it differs from the gold token at its depth, or stands after a wrong one.
+    `events` tell what operators erased (a Trace's). A token is right when it and everything that stands before it agree
+    with the gold up to its depth; it is wrong when it differs from the gold token at its depth, or stands after a wrong
+    one.
     """
-    if backtrack_id is None:
-        kept, depths = range(len(completion_ids)), range(len(completion_ids))
-    else:
-        kept = replay(completion_ids, backtrack_id)
-        # Without a prompt, the position a `block` layout gives a token is the number of survivors before it.
-        depths = layout([], completion_ids, backtrack_id, "block").position_ids
+    emitted, completion_ids = len(completion_ids), spelled_out(completion_ids, backtrack_id, events)
+    backtrack_id = ERASE if backtrack_id is None else backtrack_id
+    kept = replay(completion_ids, backtrack_id)
+    # Without a prompt, the position a `block` layout gives a token is the number of survivors before it.
+    depths = layout([], completion_ids, backtrack_id, "block").position_ids
     tokens = [i for i, token in enumerate(completion_ids) if token != backtrack_id]
-    counts = Counts(len(completion_ids), len(kept), len(tokens) - len(kept))
+    counts = Counts(emitted, len(kept), len(tokens) - len(kept))
     if gold_ids is None:
         return counts
     survivors, right_at, wrong = set(kept), {-1: True}, []

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import time
 from collections import Counter, defaultdict
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -16,7 +17,7 @@ from llmhalluc.decoding.engine import decode
 from llmhalluc.decoding.rows import Trace
 from llmhalluc.eval.journal import Journal, fingerprint
 from llmhalluc.eval.metrics import count, trace_metrics
-from llmhalluc.eval.variants import GEN_KEYS, Variant
+from llmhalluc.eval.variants import GEN_KEYS, Variant, operator_of
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.hparams.model_args import ModelArguments
@@ -35,7 +36,8 @@ class BacktrackLM(HFLM):
     A model without a BACKTRACK of its own is decoded as the plain model that it is.
 
     After a run `traces[task][doc_id]` holds the traces of a document, one a repeat, `options[task]` how they were
-    decoded, and `truncated[task]` the number of prompts that were cut from the left to leave room for the answer.
+    decoded, `truncated[task]` the number of prompts that were cut from the left to leave room for the answer, and
+    `seconds` the time that decoding took.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class BacktrackLM(HFLM):
         more = self.model.generation_config.eos_token_id if self.model.generation_config else None
         more = more if isinstance(more, list) else [more]
         self.eos_ids = sorted({i for i in (*more, self.tokenizer.eos_token_id) if i is not None})
-        self.templated = False
+        self.templated, self.quiet = False, False
         self.journal: Journal | None = None
         self._fingerprint: str | None = None
         self.begin(Variant(GenArguments(**given), frozenset(given)))
@@ -82,6 +84,7 @@ class BacktrackLM(HFLM):
         self.traces: dict[str, dict[int, list[Trace]]] = defaultdict(lambda: defaultdict(list))
         self.truncated: Counter[str] = Counter()
         self.options: dict[str, GenArguments] = {}
+        self.seconds = 0.0
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
         """The surviving text of each request, up to its stop strings; finished traces come from the journal."""
@@ -89,7 +92,7 @@ class BacktrackLM(HFLM):
         groups: dict[str, list[int]] = defaultdict(list)
         for i, request in enumerate(requests):
             groups[json.dumps(request.args[1], sort_keys=True)].append(i)
-        bar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Decoding")
+        bar = tqdm(total=len(requests), disable=disable_tqdm or self.quiet or self.rank != 0, desc="Decoding")
         for members in groups.values():
             options = self.variant.for_task(requests[members[0]].args[1])
             self.options |= {requests[i].task_name: options for i in members}
@@ -110,11 +113,13 @@ class BacktrackLM(HFLM):
                 traces[open_[at]] = trace
                 bar.update()
 
+            started = time.perf_counter()
             decode(
                 self.model, [prompts[i] for i in open_], options, eos_ids=self.eos_ids, backtrack_id=self.backtrack_id,
                 context=options.context or self.context, tokenizer=self.tokenizer, batch_size=self.batch_size,
-                on_finish=finished, keys=[keys[i] for i in open_],
+                on_finish=finished, keys=[keys[i] for i in open_], operator=operator_of(options),
             )  # fmt: skip
+            self.seconds += time.perf_counter() - started
         bar.close()
         for request, trace in zip(requests, traces, strict=True):
             self.traces[request.task_name][request.doc_id].append(trace)
@@ -136,7 +141,7 @@ class BacktrackLM(HFLM):
             "truncated_prompts": dict(self.truncated),
             "traces": {
                 task: trace_metrics(
-                    [count(t.completion_ids, self.backtrack_id) for many in docs.values() for t in many]
+                    [count(t.completion_ids, self.backtrack_id, None, t.events) for many in docs.values() for t in many]
                 )
                 for task, docs in self.traces.items()
             },

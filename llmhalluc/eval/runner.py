@@ -7,13 +7,17 @@ from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from llmhalluc.eval.variants import make_variants
 from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.run_folder import environment, open_run, write_json
 
 if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
     from llmhalluc.eval.model import BacktrackLM
+    from llmhalluc.hparams.eval_args import EvalArguments
     from llmhalluc.hparams.parser import Config
 
 Results = dict[str, dict[str, dict[str, Any]]]  # variant -> task -> metric -> value
@@ -28,8 +32,6 @@ def evaluate(config: "Config") -> dict[str, Any]:
     the model is loaded where it can be known then.
     """
     variants = make_variants(config.gen, config.eval.variants)
-    from lm_eval import simple_evaluate
-
     from llmhalluc.eval.journal import Journal
     from llmhalluc.eval.model import BacktrackLM
     from llmhalluc.eval.tasks import load_tasks
@@ -41,21 +43,13 @@ def evaluate(config: "Config") -> dict[str, Any]:
     with open_run(settings.output_dir, record, overwrite=settings.overwrite, resume=True) as folder:
         manager, tasks = load_tasks(settings, config.data.sudoku_test_percent)
         lm = BacktrackLM(config.model, batch_size=settings.batch_size)
-        if settings.apply_chat_template and not lm.tokenizer.chat_template:
-            raise UserError(
-                "eval.apply_chat_template is true, but the model's tokenizer has no chat template: set it to false"
-            )
+        check_chat_template(lm, settings)
         results: Results = {}
         decoding: dict[str, Any] = {}
         with Journal(folder / "journal.jsonl") as lm.journal:
             for name, variant in variants.items():
                 lm.begin(variant)
-                found = simple_evaluate(
-                    lm, tasks=tasks, task_manager=manager, num_fewshot=settings.num_fewshot, limit=settings.limit,
-                    apply_chat_template=settings.apply_chat_template, system_instruction=settings.system_instruction,
-                    fewshot_as_multiturn=settings.fewshot_as_multiturn, random_seed=settings.seed,
-                    numpy_random_seed=settings.seed, torch_random_seed=settings.seed, fewshot_random_seed=settings.seed,
-                )  # fmt: skip
+                found = run_harness(lm, manager, tasks, settings)
                 results[name] = _collect(lm, tasks, found, folder, name)
                 decoding[name] = {task: asdict(options) for task, options in lm.options.items()}
         written = {"results": results, "decoding": decoding, "config": plain, "environment": environment()}
@@ -63,19 +57,49 @@ def evaluate(config: "Config") -> dict[str, Any]:
     return written
 
 
-def _collect(lm: "BacktrackLM", tasks: list, found: dict, folder: Path, variant: str) -> dict[str, dict[str, Any]]:
-    """One variant's metrics by task and group; the samples of each task go to their file."""
+def run_harness(
+    lm: "BacktrackLM", manager: "TaskManager", tasks: list, settings: "EvalArguments",
+    documents: dict[str, list[int]] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """What lm-eval's simple_evaluate finds; `documents` (task -> ascending numbers) in the place of settings.limit."""
+    from lm_eval import evaluator
+
+    # What it adds of the environment takes pip two seconds each time; run.json has it already.
+    with mock.patch.object(evaluator, "add_env_info"):
+        return evaluator.simple_evaluate(
+            lm, tasks=tasks, task_manager=manager, num_fewshot=settings.num_fewshot,
+            limit=settings.limit if documents is None else None, samples=documents,
+            apply_chat_template=settings.apply_chat_template, system_instruction=settings.system_instruction,
+            fewshot_as_multiturn=settings.fewshot_as_multiturn, random_seed=settings.seed,
+            numpy_random_seed=settings.seed, torch_random_seed=settings.seed, fewshot_random_seed=settings.seed,
+        )  # fmt: skip
+
+
+def check_chat_template(lm: "BacktrackLM", settings: "EvalArguments") -> None:
+    """Raise UserError where a chat template is asked for and the tokenizer has none."""
+    if settings.apply_chat_template and not lm.tokenizer.chat_template:
+        raise UserError(
+            "eval.apply_chat_template is true, but the model's tokenizer has no chat template: set it to false"
+        )
+
+
+def leaves(tasks: list) -> list:
+    """The tasks, with those of a group in its place."""
     from lm_eval.api.group import Group
 
+    return [leaf for task in tasks for leaf in (task.get_all_tasks() if isinstance(task, Group) else [task])]
+
+
+def _collect(lm: "BacktrackLM", tasks: list, found: dict, folder: Path, variant: str) -> dict[str, dict[str, Any]]:
+    """One variant's metrics by task and group; the samples of each task go to their file."""
     from llmhalluc.eval.metrics import accuracy, trace_metrics
 
-    leaves = [leaf for task in tasks for leaf in (task.get_all_tasks() if isinstance(task, Group) else [task])]
-    by_name = {task.task_name: task for task in leaves}
+    by_name = {task.task_name: task for task in leaves(tasks)}
     results = {}
     for name, harness in found["results"].items():
         metrics = {"n": harness.get("sample_len")}
         if name in by_name:
-            samples, counts = _samples(lm, by_name[name], found["samples"][name])
+            samples, counts = records(lm, by_name[name], found["samples"][name])
             file_name = re.sub(r"[^\w.-]", "_", name)
             _write_lines(folder / f"samples_{variant}_{file_name}.jsonl", samples)
             scores = [sample["correct"] for sample in samples]
@@ -90,22 +114,25 @@ def _collect(lm: "BacktrackLM", tasks: list, found: dict, folder: Path, variant:
     return results
 
 
-def _samples(lm: "BacktrackLM", task, logged: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list]:
+def records(
+    lm: "BacktrackLM", task, logged: list[dict[str, Any]], documents: list[int] | None = None
+) -> tuple[list[dict[str, Any]], list]:
     """One record a document, its filters merged, and the counts of every trace of the task.
 
-    A document that is answered several times is shown with its first trace, the one lm-eval scores; one that is only
-    scored (log-likelihoods) emits nothing.
+    `documents` are the numbers of the documents that were asked for, where not all were. A document that is answered
+    several times is shown with its first trace, the one lm-eval scores; one that is only scored (log-likelihoods) emits
+    nothing.
     """
     from llmhalluc.eval.metrics import Counts, count
 
     about = task.config.metadata or {}
-    records: dict[int, dict[str, Any]] = {}
+    merged: dict[int, dict[str, Any]] = {}
     counts: list[Counts] = []
     for sample in sorted(logged, key=lambda sample: sample["doc_id"]):
         suffix = "" if sample["filter"] == "none" else f",{sample['filter']}"
         scores = {name + suffix: sample[name] for name in sample["metrics"]}
-        if sample["doc_id"] in records:
-            records[sample["doc_id"]]["metrics"] |= scores
+        if sample["doc_id"] in merged:
+            merged[sample["doc_id"]]["metrics"] |= scores
             continue
         record = {key: sample[key] for key in ("doc_id", "target", "doc")} | {"metrics": scores}
         primary = scores.get(about.get("primary")) if about.get("primary") else next(iter(scores.values()))
@@ -113,12 +140,14 @@ def _samples(lm: "BacktrackLM", task, logged: list[dict[str, Any]]) -> tuple[lis
         gold = None
         if about.get("gold_completion"):
             gold = [*lm.tok_encode(sample["target"], add_special_tokens=False), lm.eot_token_id]
-        traces = lm.traces[task.task_name][sample["doc_id"]]
-        counts += (mine := [count(trace.completion_ids, lm.backtrack_id, gold) for trace in traces])
-        for key in ("prompt_ids", "completion_ids", "text", "finish_reason"):
+        # The harness counts the documents that it was asked for from 0 where it makes requests of them.
+        at = sample["doc_id"] if documents is None else documents.index(sample["doc_id"])
+        traces = lm.traces[task.task_name][at]
+        counts += (mine := [count(trace.completion_ids, lm.backtrack_id, gold, trace.events) for trace in traces])
+        for key in ("prompt_ids", "completion_ids", "text", "finish_reason", "events", "forward_passes"):
             record[key] = getattr(traces[0], key) if traces else None
-        records[sample["doc_id"]] = record | (mine[0] if mine else Counts(0, 0, 0))._asdict()
-    return list(records.values()), counts
+        merged[sample["doc_id"]] = record | (mine[0] if mine else Counts(0, 0, 0))._asdict()
+    return list(merged.values()), counts
 
 
 def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any, get_type_hints
 
+from llmhalluc.decoding.operators import Operator, make_operator
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.checks import key_problem
 from llmhalluc.hparams.gen_args import GenArguments
@@ -45,6 +46,15 @@ class Variant:
         return replace(self.options, **values | {"stop": [string for string in stop if string]})
 
 
+def operator_of(options: GenArguments) -> Operator | None:
+    """The operator that `options` name, None without one. Raises UserError as `make_operator`."""
+    if options.operator is None:
+        if options.operator_args:
+            raise UserError("gen.operator_args is given without gen.operator: name the operator")
+        return None
+    return make_operator(options.operator, **options.operator_args)
+
+
 def make_variants(gen: GenArguments, changes: dict[str, dict[str, Any]]) -> dict[str, Variant]:
     """The variants of an evaluation by name; without any, the one named default.
 
@@ -66,6 +76,10 @@ def make_variants(gen: GenArguments, changes: dict[str, dict[str, Any]]) -> dict
                 problems.append(problem)
         if not problems:
             variants[name] = Variant(replace(gen, **keys), frozenset(given | keys.keys()))
+            try:
+                operator_of(variants[name].options)
+            except UserError as error:
+                problems += error.sentences
         errors += problems
     if errors:
         raise UserError(*errors)

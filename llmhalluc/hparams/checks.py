@@ -46,6 +46,7 @@ RANGES = {
     "gen.min_p": "[0, 1]",
     "gen.repetition_penalty": "(0, inf)",
     "gen.max_erasures": "[0, inf)",
+    "gen.backtrack_every_n": "[1, inf)",
     "eval.num_fewshot": "[0, inf)",
     "eval.limit": "[1, inf)",
     "eval.batch_size": "[1, inf)",
@@ -54,6 +55,11 @@ RANGES = {
     "exp.parallel": "[1, inf)",
     "exp.bootstrap": "[1, inf)",
     "exp.samples_in_report": "[0, inf)",
+    "hpo.n_trials": "[1, inf)",
+    "hpo.startup_trials": "[1, inf)",
+    "hpo.tune_share": "(0, 1)",
+    "hpo.parts": "[1, inf)",
+    "hpo.seed": "[0, 4294967295]",
 }
 # Choices of keys whose type is wider than what they take.
 CHOICES = {
@@ -61,6 +67,12 @@ CHOICES = {
     "eval.sudoku_size": (4, 6),
     "gen.context": CONTEXTS,
 }
+# The sections of a benchmark's YAML (benchmark_args.py) that hold the keys of another section.
+ALIASES = {"model_kwargs": "model", "generation": "gen", "evaluation": "eval"}
+for _table in (RANGES, CHOICES):
+    for _alias, _section in ALIASES.items():
+        _mine = [name for name in _table if name.startswith(f"{_section}.")]
+        _table |= {_alias + name.removeprefix(_section): _table[name] for name in _mine}
 
 
 def key_problem(name: str, value: Any, kind: Any, table_name: str) -> str | None:

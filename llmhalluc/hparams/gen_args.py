@@ -1,6 +1,7 @@
 """The `gen` section: decoding."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from llmhalluc.hparams.field import option
 
@@ -21,5 +22,7 @@ class GenArguments:
     ban_erased: bool = option(True, "an erased token is not offered again at its place while its prefix stands")
     max_erasures: int | None = option(None, "erasures a completion may make; none: half of max_new_tokens")
     backtrack_bias: float = option(0.0, "added to the logit of BACKTRACK")
+    operator: str | None = option(None, "rule that erases, such as probability_threshold; none: BACKTRACK alone erases")
+    operator_args: dict[str, Any] = option({}, "parameters of the operator that differ from its defaults")
     backtrack_every_n: int = option(1, "an operator is asked after every so many emitted tokens")
     seed: int = option(0, "seed of the sampling; a prompt's draws do not depend on its batch")

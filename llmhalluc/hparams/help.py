@@ -14,16 +14,23 @@ _USAGE = """\
 usage: python -m llmhalluc.{program} [--config FILE] [section.key=value ...]
 
   --config FILE      a YAML file with the sections below; it inherits from a `base: other.yaml`{default}
-  section.key=value  overrides the file: train.learning_rate=1e-5
+  section.key=value  overrides the file: {example}
   --print-config     print the whole resolved config as YAML, and stop
-  --help             print this, and stop
+{flags}  --help             print this, and stop
 """
 
 
-def help_text(program: str, default: Path | None, groups: dict[str, tuple[str | None, dict[str, Key]]]) -> str:
-    """The usage, then a table a section: `groups` maps its name to what it is and its keys."""
+def help_text(
+    program: str, default: Path | None, groups: dict[str, tuple[str | None, dict[str, Key]]],
+    example: str = "train.learning_rate=1e-5", flags: str = "",
+) -> str:  # fmt: skip
+    """The usage, then a table a section: `groups` maps its name to what it is and its keys.
+
+    example: an override; flags: lines of the usage about more flags.
+    """
     width = max(shutil.get_terminal_size((120, 24)).columns, 90)
-    lines = [_USAGE.format(program=program, default=f" (default: {default})" if default else "")]
+    shown = f" (default: {default})" if default else ""
+    lines = [_USAGE.format(program=program, default=shown, example=example, flags=flags)]
     for section, (meaning, keys) in groups.items():
         dot = f"{section}." if section else ""
         lines += [f"{section or 'top level'}: {meaning}", ""]

@@ -69,21 +69,10 @@ def read(argv: list[str], program: str, sections: tuple[str, ...], default: Path
     """`parse` without the last step: the raw config of a command line."""
     if "--help" in argv or "-h" in argv:
         groups = {name: (SECTIONS[name].__doc__, section_keys(name)) for name in sections}
-        _show(help_text(program, default, {"": ("Above all sections.", {"seed": SEED})} | groups))
+        show(help_text(program, default, {"": ("Above all sections.", {"seed": SEED})} | groups))
         sys.exit(0)
-    path, overrides, problems, words = default, [], [], list(argv)
-    while words:
-        word = words.pop(0)
-        if word == "--config" and words:
-            path = Path(words.pop(0))
-        elif word.startswith("--config="):
-            path = Path(word.removeprefix("--config="))
-        elif "=" in word and not word.startswith("-"):
-            overrides.append(word)
-        elif word != "--print-config":
-            problems.append(f"{word} is none of --config FILE, --print-config, --help, section.key=value")
-    raw, found = _load(path, overrides)
-    if problems := problems + found:
+    raw, problems = read_words(argv, default)
+    if problems:
         try:
             build(raw, sections)
         except UserError as error:
@@ -94,9 +83,28 @@ def read(argv: list[str], program: str, sections: tuple[str, ...], default: Path
         for section, key in SEEDED:  # so that `seed` still reaches them when the printed config is used
             if plain[section].get(key) == plain.get("seed", ...):
                 del plain[section][key]
-        _show(to_yaml(plain))
+        show(to_yaml(plain))
         sys.exit(0)
     return raw
+
+
+def read_words(
+    argv: list[str], default: Path | None, flags: tuple[str, ...] = ("--print-config",)
+) -> tuple[dict[str, Any], list[str]]:
+    """The raw config of a command line, as far as it could be read, and sentences about the rest."""
+    path, overrides, problems, words = default, [], [], list(argv)
+    while words:
+        word = words.pop(0)
+        if word == "--config" and words:
+            path = Path(words.pop(0))
+        elif word.startswith("--config="):
+            path = Path(word.removeprefix("--config="))
+        elif "=" in word and not word.startswith("-"):
+            overrides.append(word)
+        elif word not in flags:
+            problems.append(f"{word} is none of --config FILE, {', '.join(flags)}, --help, section.key=value")
+    raw, found = _load(path, overrides)
+    return raw, problems + found
 
 
 def load_raw(path: str | Path | None, overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -174,15 +182,20 @@ def to_yaml(plain: dict[str, Any]) -> str:
 def section_keys(section: str, stage: str = "sft") -> dict[str, Key]:
     """Every key that a section takes; in `train` also those of the stage's TRL config."""
     defaults = SECTIONS[section]()
-    fields = [field for field in dataclasses.fields(defaults) if field.name != "trl"]
-    ours = {f.name: Key(f.type, getattr(defaults, f.name), f.metadata["help"]) for f in fields}
+    ours = keys_of(defaults)
     if section != "train":
         return ours
     theirs = trl_keys(stage) or {}
     return ours | {name: key._replace(default=TRL_DEFAULTS.get(name, key.default)) for name, key in theirs.items()}
 
 
-def _show(text: str) -> None:
+def keys_of(defaults: Any) -> dict[str, Key]:
+    """Type, default and meaning of each field of a dataclass of `option`s."""
+    fields = [field for field in dataclasses.fields(defaults) if field.name != "trl"]
+    return {f.name: Key(f.type, getattr(defaults, f.name), f.metadata["help"]) for f in fields}
+
+
+def show(text: str) -> None:
     """Print, and be content when the reader stops early (`--help | head`)."""
     try:
         print(text, end="", flush=True)
@@ -235,15 +248,15 @@ def _problems(given: dict[str, Any]) -> Iterator[tuple[str, str]]:
         elif not isinstance(part, dict):
             yield section, f"{section} is {part!r}, expected a section of keys"
         else:
-            for key, sentence in _key_problems(section, part, section, known):
+            for key, sentence in key_problems(section, part, section, known):
                 yield f"{section}.{key}", sentence
             variants = part.get("variants") if section == "eval" else None
             for variant, keys in variants.items() if isinstance(variants, dict) else ():
-                for _, sentence in _key_problems(f"eval.variants.{variant}", keys, "gen", known):
+                for _, sentence in key_problems(f"eval.variants.{variant}", keys, "gen", known):
                     yield "eval.variants", sentence
 
 
-def _key_problems(path: str, part: Any, section: str, known: dict[str, dict[str, Key]]) -> Iterator[tuple[str, str]]:
+def key_problems(path: str, part: Any, section: str, known: dict[str, dict[str, Key]]) -> Iterator[tuple[str, str]]:
     """(key, sentence) of the keys that stand at `path` and mean what they mean in `section`."""
     for key, value in part.items() if isinstance(part, dict) else ():
         if key in known[section]:
@@ -259,13 +272,19 @@ def _key_problems(path: str, part: Any, section: str, known: dict[str, dict[str,
 
 def _instance(section: str, part: dict[str, Any]) -> Any:
     """The section's dataclass, with floats where it wants floats; what `train` does not know is TRL's."""
-    kinds = {f.name: (f.type, *get_args(f.type)) for f in dataclasses.fields(SECTIONS[section])}
-    ours = {key: part[key] for key in part if key in kinds}
-    made = SECTIONS[section](**{k: float(v) if type(v) is int and float in kinds[k] else v for k, v in ours.items()})
+    names = {f.name for f in dataclasses.fields(SECTIONS[section])}
+    ours = {key: part[key] for key in part if key in names}
+    made = make(SECTIONS[section], ours)
     if section == "train":
         rest = {key: part[key] for key in part if key not in ours}
         made.trl = rest | {key: TRL_DEFAULTS[key] for key in TRL_DEFAULTS if rest.get(key) is None}
     return made
+
+
+def make(kind: Any, values: dict[str, Any]) -> Any:
+    """The dataclass `kind` of these values, floats where it wants floats."""
+    kinds = {f.name: (f.type, *get_args(f.type)) for f in dataclasses.fields(kind)}
+    return kind(**{k: float(v) if type(v) is int and float in kinds[k] else v for k, v in values.items()})
 
 
 def _escape(value: Any) -> Any:

@@ -209,3 +209,15 @@ def test_an_unknown_variant_key_is_told_before_anything_is_loaded(tmp_path):
     with pytest.raises(UserError, match="eval.variants.hot.temprature.*temperature"):
         evaluate(config)
     assert not (tmp_path / "eval").exists()
+
+
+def test_an_operator_erases_and_its_erasures_are_counted(model, tmp_path, monkeypatch):
+    variants = {"plain": {}, "rule": {"operator": "probability_threshold", "operator_args": {"minimum": 0.1}}}
+    config = sudoku_config(model, tmp_path / "eval", variants=variants, gen={"temperature": 1.0, "backtrack": False})
+    results = evaluate(config)["results"]
+    assert results["plain"]["sudoku"]["erasures_per_sample"] == 0 < results["rule"]["sudoku"]["erasures_per_sample"]
+    for sample in samples(tmp_path / "eval", "rule"):
+        assert sample["erasures"] == sum(n for _, n, source in sample["events"] if source == "probability_threshold")
+        assert sample["emitted"] == sample["kept"] + sample["erasures"] and sample["forward_passes"] > 0
+    monkeypatch.setattr(journal_module.Journal, "add", lambda *_: pytest.fail("decoded again"))
+    assert evaluate(config)["results"] == results, "the journal keeps the events"

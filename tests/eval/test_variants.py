@@ -2,7 +2,8 @@
 
 import pytest
 
-from llmhalluc.eval.variants import Variant, make_variants
+from llmhalluc.decoding.operators import ProbabilityThreshold
+from llmhalluc.eval.variants import Variant, make_variants, operator_of
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.gen_args import GenArguments
 
@@ -48,3 +49,18 @@ def test_unknown_and_wrong_keys_are_told_together():
     first, second = raised.value.sentences
     assert "eval.variants.a.temprature" in first and "temperature" in first
     assert "eval.variants.b.top_k" in second and "'many'" in second
+
+
+def test_an_operator_is_named_by_gen_or_a_variant_and_checked_before_anything_is_loaded():
+    gen = GenArguments(operator="probability_threshold", operator_args={"minimum": 0.2})
+    assert operator_of(only(gen).for_task({"until": []})) == ProbabilityThreshold(minimum=0.2)
+    assert operator_of(only(gen, operator=None, operator_args={}).options) is None
+    with pytest.raises(UserError) as raised:
+        make_variants(
+            GenArguments(),
+            {"a": {"operator": "probability_treshold"}, "b": {"operator": "repetition", "operator_args": {"n": 2}},
+             "c": {"operator_args": {"n": 2}}},
+        )  # fmt: skip
+    unknown, parameter, alone = raised.value.sentences
+    assert "the nearest is probability_threshold" in unknown and "no parameter 'n'" in parameter
+    assert "without gen.operator" in alone

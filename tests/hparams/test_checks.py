@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import pytest
 
+from llmhalluc.benchmark import config as benchmark
 from llmhalluc.extras.constant import EVAL_SPLITS
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.checks import CHOICES, RANGES, accepts, describe
@@ -87,13 +88,14 @@ def test_ranges_hold_at_their_ends(name):
 
 def _kinds(name: str) -> tuple:
     section, _, key = name.rpartition(".")
-    kind = section_keys(section)[key].type if section else int
+    known = benchmark.KEYS.get(section) or (section_keys(section) if section else {})
+    kind = known[key].type if section else int
     return (kind, *getattr(kind, "__args__", ()))
 
 
 def _told(raw: dict) -> list[str]:
     try:
-        build(raw)
+        benchmark.build({"model_name_or_path": "some/model"} | raw) if raw.keys() & benchmark.KEYS else build(raw)
     except UserError as error:
         return list(error.sentences)
     return []
@@ -101,10 +103,14 @@ def _told(raw: dict) -> list[str]:
 
 def test_tables_speak_of_keys_that_are_there_and_allow_the_defaults():
     known = {f"{section}.{key}" for section in SECTIONS for key in section_keys(section)} | {"seed"}
+    known |= {f"{section}.{key}" for section, keys in benchmark.KEYS.items() for key in keys}
     assert RANGES.keys() | CHOICES.keys() <= known
     assert _told({}) == []
     plain = {section: {key: k.default for key, k in section_keys(section).items()} for section in SECTIONS}
     assert _told(plain) == [], "every default is of its own type and in its own range"
+    assert (
+        _told({section: {key: k.default for key, k in keys.items()} for section, keys in benchmark.KEYS.items()}) == []
+    )
 
 
 def test_converters_are_those_of_the_data_room():

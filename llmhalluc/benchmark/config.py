@@ -1,0 +1,182 @@
+"""A benchmark's YAML -> a `Benchmark`; every mistake told at once, before torch is imported."""
+
+import dataclasses
+import math
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from llmhalluc.decoding.operators import OPERATORS, make_operator
+from llmhalluc.extras.errors import UserError
+from llmhalluc.hparams import checks, parser
+from llmhalluc.hparams.benchmark_args import BenchmarkArguments, EvaluationArguments, HpoArguments
+from llmhalluc.hparams.data_args import DataArguments
+from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.help import help_text
+from llmhalluc.hparams.model_args import ModelArguments
+
+SECTIONS: dict[str, Any] = {
+    "model_kwargs": ModelArguments, "generation": GenArguments, "evaluation": EvaluationArguments, "hpo": HpoArguments,
+}  # fmt: skip
+# Keys of these classes that a benchmark says on its top level, or not at all.
+ELSEWHERE = {"name_or_path", "device", "operator", "operator_args", "variants"}
+TOP = parser.keys_of(BenchmarkArguments())
+KEYS = {
+    section: {name: key for name, key in parser.keys_of(kind()).items() if name not in ELSEWHERE}
+    for section, kind in SECTIONS.items()
+}
+VERBOSE = ("--verbose", "-v")
+_FLAGS = "  --verbose, -v      tell more of each trial, with progress bars and the harness's own messages\n"
+
+
+@dataclass
+class Benchmark:
+    """A checked configuration; `given` are the keys of `generation` that were given and so win over a task's own."""
+
+    top: BenchmarkArguments
+    model: ModelArguments
+    gen: GenArguments
+    given: frozenset[str]
+    eval: EvaluationArguments
+    hpo: HpoArguments
+
+    def plain(self) -> dict[str, Any]:
+        """The configuration as the YAML would hold it, every key written out but those of `generation` not given."""
+        sections: dict[str, Any] = {
+            "model_kwargs": self.model,
+            "generation": self.gen,
+            "evaluation": self.eval,
+            "hpo": self.hpo,
+        }
+        plain = asdict(self.top)
+        for section, values in sections.items():
+            kept = self.given if section == "generation" else KEYS[section].keys()
+            plain[section] = {key: value for key, value in asdict(values).items() if key in kept}
+        return plain
+
+
+def parse(argv: list[str]) -> Benchmark:
+    """The Benchmark of a command line; `--help` and `--print-config` print and exit. Raises UserError."""
+    if "--help" in argv or "-h" in argv:
+        groups = {"": (BenchmarkArguments.__doc__, TOP)} | {name: (SECTIONS[name].__doc__, KEYS[name]) for name in KEYS}
+        parser.show(help_text("run_benchmark", None, groups, "hpo.n_trials=50", _FLAGS))
+        sys.exit(0)
+    raw, problems = parser.read_words(argv, None, ("--print-config", *VERBOSE))
+    try:
+        benchmark = build(raw)
+    except UserError as error:
+        problems += error.sentences
+    if problems:
+        raise UserError(*problems)
+    if "--print-config" in argv:
+        parser.show(parser.to_yaml(benchmark.plain()))
+        sys.exit(0)
+    return benchmark
+
+
+def build(raw: dict[str, Any]) -> Benchmark:
+    """Check and convert plain data. Raises UserError with a sentence for every mistake."""
+    given = {key: dict(value) if isinstance(value, dict) else value for key, value in raw.items()}
+    given |= {section: {} for section in SECTIONS if given.get(section) is None}
+    problems = list(_key_problems(given))
+    operator, fixed, space = given.get("operator_to_tune"), given.get("operator_args", {}), given["hpo"]
+    space = space.get("search_space", {}) if isinstance(space, dict) else {}
+    if isinstance(operator, str) and checks.accepts(dict[str, Any], fixed) and checks.accepts(dict[str, Any], space):
+        problems += _operator_problems(operator, fixed, space)
+    if problems:
+        raise UserError(*problems)
+    top = parser.make(BenchmarkArguments, {key: value for key, value in given.items() if key in TOP})
+    model, gen, test, hpo = (parser.make(kind, given[section]) for section, kind in SECTIONS.items())
+    model.name_or_path, model.device = top.model_name_or_path, top.device
+    inputs = checks.inputs(SimpleNamespace(model=model, data=DataArguments(), eval=test), ("model", "eval"))
+    problems = [renamed(sentence) for _, sentence in inputs]
+    if top.operator_to_tune is None and not top.run_baseline:
+        problems.append("operator_to_tune is none and run_baseline is false: nothing is left to run")
+    if problems:
+        raise UserError(*problems)
+    return Benchmark(top, model, gen, frozenset(given["generation"]), test, hpo)
+
+
+def values(name: str, span: Any) -> list[Any]:
+    """What a range of the search space may give: its ends, or its choices. Raises UserError for what is no range."""
+    if isinstance(span, dict) and span.keys() == {"choices"} and isinstance(span["choices"], list) and span["choices"]:
+        return span["choices"]
+    ends = span if isinstance(span, list) else [span.get("low"), span.get("high")] if isinstance(span, dict) else []
+    more = {key: value for key, value in span.items() if key not in ("low", "high")} if isinstance(span, dict) else {}
+    if (
+        len(ends) != 2
+        or not all(checks.accepts(float, end) and math.isfinite(end) for end in ends)
+        or not ends[0] < ends[1]
+        or not more.keys() <= {"log", "step"}
+        or not isinstance(more.get("log", False), bool)
+        or not (more.get("step") is None or (checks.accepts(float, more["step"]) and more["step"] > 0))
+    ):
+        raise UserError(
+            f"hpo.search_space.{name} is {span!r}, expected [low, high], {{low, high, log, step}} or {{choices: […]}} "
+            "with low below high"
+        )
+    if more.get("log") and (ends[0] <= 0 or more.get("step")):
+        raise UserError(f"hpo.search_space.{name} is {span!r}: log wants low above 0, and no step")
+    return ends
+
+
+def renamed(sentence: str) -> str:
+    """A sentence about keys of `model`, `gen` and `eval` under the names that a benchmark gives them."""
+    ours = {"model.name_or_path": "model_name_or_path", "model.device": "device"}
+    ours |= {
+        f"{theirs}.{key}": f"{alias}.{key}" for alias, theirs in checks.ALIASES.items() for key in KEYS[alias]
+    }  # fmt: skip
+    return re.sub(r"(?<![\w./])(model|gen|eval)\.\w+", lambda match: ours.get(match[0], match[0]), sentence)
+
+
+def _key_problems(given: dict[str, Any]) -> Iterator[str]:
+    """Sentences about single keys: unknown, of another type, out of range."""
+    for name, value in given.items():
+        if name in SECTIONS and isinstance(value, dict):
+            yield from (sentence for _, sentence in parser.key_problems(name, value, name, KEYS))
+        elif name in SECTIONS:
+            yield f"{name} is {value!r}, expected a section of keys"
+        elif name not in TOP:
+            known = [*TOP, *SECTIONS, *(f"{section}.{key}" for section in SECTIONS for key in KEYS[section])]
+            yield f"{name} is no key; the nearest is {checks.nearest(str(name), known)}"
+        elif sentence := checks.key_problem(name, value, TOP[name].type, name):
+            yield sentence
+
+
+def _operator_problems(operator: str, fixed: dict[str, Any], space: dict[str, Any]) -> Iterator[str]:
+    """Sentences about the operator, the parameters that stay, and the ranges of the others."""
+    if operator not in OPERATORS:
+        try:
+            make_operator(operator)
+        except UserError as error:
+            yield f"operator_to_tune: {error}"
+        return
+    kinds = {field.name: field.type for field in dataclasses.fields(OPERATORS[operator])}
+    if not space:
+        names = ", ".join(kinds) or "it has none"
+        yield (
+            f"hpo.search_space is empty: give ranges for parameters of {operator} ({names}), "
+            "or set operator_to_tune to null"
+        )
+        return
+    if twice := sorted(fixed.keys() & space.keys()):
+        yield f"{', '.join(twice)} stands in operator_args and in hpo.search_space: keep one"
+    candidates = {name: [value] for name, value in fixed.items()}
+    for name, span in space.items():
+        try:
+            candidates[name] = values(name, span)
+            step = span.get("step") if isinstance(span, dict) else None
+            if kinds.get(name) is int and isinstance(step, float):
+                yield f"hpo.search_space.{name} is {span!r}: its steps are whole numbers"
+        except UserError as error:
+            yield str(error)
+    told: dict[str, None] = {}
+    for i in range(max(map(len, candidates.values()), default=0)):
+        try:
+            make_operator(operator, **{name: found[min(i, len(found) - 1)] for name, found in candidates.items()})
+        except UserError as error:
+            told |= dict.fromkeys(error.sentences)
+    yield from told

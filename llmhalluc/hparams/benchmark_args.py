@@ -1,0 +1,42 @@
+"""The keys of a benchmark's YAML: flat on top, and the sections `evaluation` and `hpo`.
+
+Its sections `model_kwargs` and `generation` hold keys of `model` and of `gen`; llmhalluc/benchmark/config.py reads it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from llmhalluc.hparams.eval_args import EvalArguments
+from llmhalluc.hparams.field import option
+
+
+@dataclass
+class BenchmarkArguments:
+    """Which model, and which operator's parameters are looked for."""
+
+    model_name_or_path: str | None = option(None, "hub name, local folder, or package:NAME")
+    device: str | None = option(None, "cpu, cuda, cuda:0, mps; none: the best one there is")
+    run_baseline: bool = option(True, "decode without an operator too, and compare with it")
+    operator_to_tune: str | None = option(None, "operator, such as probability_threshold; none: the baseline alone")
+    operator_args: dict[str, Any] = option({}, "parameters of the operator that stay as they are")
+
+
+@dataclass
+class EvaluationArguments(EvalArguments):
+    """The tasks, as in the section `eval` of other YAMLs; limit counts the documents of both splits together."""
+
+    output_dir: str = option("outputs/benchmark", "folder for results.json, results.csv, report.html and the study")
+
+
+@dataclass
+class HpoArguments:
+    """The search by Optuna: trials are scored on the first documents of each task, the winner on the others."""
+
+    n_trials: int = option(20, "parameter settings that are tried; a finished study goes on when it grows")
+    search_space: dict[str, Any] = option(
+        {}, "parameter: [low, high], or {low, high, log, step}, or {choices: [a, b, c]}"
+    )
+    tune_share: float = option(0.5, "share of each task's documents that trials are scored on, the first ones")
+    parts: int = option(4, "parts of these, decoded one after another; after each a poor trial may be pruned")
+    startup_trials: int = option(5, "trials drawn at random, and never pruned, before the search learns from them")
+    seed: int = option(0, "seed of the search")

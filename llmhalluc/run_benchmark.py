@@ -1,0 +1,24 @@
+"""Tune an operator and measure it: `python -m llmhalluc.run_benchmark --config configs/benchmark/smollm2.yaml`."""
+
+import sys
+
+from llmhalluc.benchmark.config import VERBOSE, parse
+from llmhalluc.extras.errors import exit_code
+
+
+def main() -> int:
+    """The program `backtracking-llm-benchmark`: 0, or 2 for bad input."""
+    return exit_code(_main)
+
+
+def _main() -> None:
+    benchmark = parse(sys.argv[1:])
+    from llmhalluc.benchmark.runner import run
+    from llmhalluc.benchmark.table import text
+
+    results = run(benchmark, verbose=any(word in VERBOSE for word in sys.argv))
+    print(f"\n{text(results)}\n\n{benchmark.eval.output_dir} holds report.html, results.json and results.csv")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
