@@ -1,0 +1,247 @@
+"""Traces from a server that takes and gives token ids: vLLM and its like, or llama.cpp's; docs/engines.md compares.
+
+The prompt of a request is what `backtrack.Tape` says that the newest row sees. It only ever loses its end when a run
+of BACKTRACKs does, so a server that caches prefixes computes little twice.
+"""
+
+import http.client
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from transformers import PreTrainedTokenizerBase
+
+from llmhalluc.backtrack import Tape
+from llmhalluc.decoding.engine import _end, _Run, _trace, _write
+from llmhalluc.decoding.rows import Row, Trace
+from llmhalluc.decoding.sampling import _penalties
+from llmhalluc.extras.errors import UserError
+from llmhalluc.hparams.gen_args import GenArguments
+
+CHUNK = 16  # tokens asked of a server that cannot stop at an id: what follows a BACKTRACK is thrown away
+BUSY = (429, 502, 503, 504)
+
+
+def decode_remote(
+    url: str,
+    prompts: Sequence[list[int]],
+    options: GenArguments,
+    *,
+    eos_ids: Sequence[int],
+    backtrack_id: int | None,
+    context: str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    api: str = "openai",
+    model: str | None = None,
+    logit_bias: bool = True,
+    concurrency: int = 16,
+    on_finish: Callable[[int, Trace], None] | None = None,
+    keys: Sequence[str] | None = None,
+    headers: Mapping[str, str] | None = None,
+    timeout: float = 600.0,
+    retries: int = 3,
+) -> list[Trace]:
+    """Complete every prompt at the server `url`, `concurrency` at a time; arguments and answers as `engine.decode`.
+
+    api: "openai" (POST /v1/completions; vLLM) or "llamacpp" (POST /completion of llama-server). model: its name
+    there, default: the first that it lists. logit_bias=False: for a server without it; nothing can be banned then,
+    and a row in which a BACKTRACK comes where none may stand ends with "budget". A connection that breaks is tried
+    `retries` times more. Raises ValueError for an empty prompt, UserError for whatever the server cannot do.
+    """
+    if any(not prompt for prompt in prompts):
+        raise ValueError(f"prompt {next(i for i, p in enumerate(prompts) if not p)} is empty")
+    if options.stop and tokenizer is None:
+        raise ValueError("stop strings need a tokenizer")
+    if options.operator is not None:
+        raise UserError(f"gen.operator is {options.operator}: operators need the model's logits, which no server gives")
+    if api not in APIS:
+        raise UserError(f"api is {api!r}, expected one of {', '.join(APIS)}")
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise UserError(f"the server's address is {url!r}: give one that begins with http:// or https://")
+    if options.ban_erased and backtrack_id is not None and not logit_bias:
+        raise UserError("gen.ban_erased is true, but without logit_bias a server bans nothing: set it to false")
+    run = _Run(
+        None, options, set(eos_ids), backtrack_id if options.backtrack else None, backtrack_id, context, tokenizer,
+        None, None, None,
+    )  # fmt: skip
+    connect = partial(_Server, url, headers or {}, timeout, retries)
+    if api == "openai" and model is None:
+        model = next((entry["id"] for entry in connect().ask("GET", "/v1/models").get("data") or []), None)
+    keys = keys or [str(i) for i in range(len(prompts))]
+    rows = [
+        Row(index=i, prompt_ids=prompt, tape=Tape(prompt, run.erase_id, context), feed=(prompt[-1], len(prompt) - 1),
+            draws=random.Random(f"{options.seed}-{keys[i]}"), limit=options.max_new_tokens)
+        for i, prompt in enumerate(prompts)
+    ]  # fmt: skip
+    traces: list[Trace] = [None] * len(prompts)  # type: ignore[list-item]  # each is set when its row ends
+    with ThreadPoolExecutor(max(1, min(concurrency, len(prompts)))) as pool:
+        jobs = {pool.submit(_complete, run, connect(), APIS[api], row, model, logit_bias): row.index for row in rows}
+        try:
+            for job in as_completed(jobs):
+                traces[jobs[job]] = job.result()
+                if on_finish is not None:
+                    on_finish(jobs[job], traces[jobs[job]])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return traces
+
+
+class _Request(NamedTuple):
+    """Up to `most` tokens after `ids`, none after one of `ends`; `bias`: id -> what is added to its logit."""
+
+    ids: list[int]
+    most: int
+    bias: dict[int, float]
+    ends: list[int]
+    seed: int
+    options: GenArguments
+    model: str | None
+
+
+class _Api(NamedTuple):
+    """How one kind of server is asked (`body`) and what it answered (`read`: ids and log-probabilities)."""
+
+    path: str
+    body: Callable[[_Request], dict[str, Any]]
+    read: Callable[[dict[str, Any]], tuple[list[int], list[float]] | None]
+
+
+def _complete(run: _Run, server: "_Server", api: _Api, row: Row, model: str | None, logit_bias: bool) -> Trace:
+    """Ask until the row ends; a request is never longer than its bans and its prompt hold."""
+    options, erase_id = run.options, run.erase_id
+    while not row.finish_reason:
+        place = len(row.surviving)
+        bias = {token: value for _, token, value in _penalties([row], options, erase_id, run.backtrack_id, math.inf)}
+        banned = {token for token, value in bias.items() if value == -math.inf}
+        if erase_id is not None and options.backtrack_bias:
+            bias[erase_id] = bias.get(erase_id, 0.0) + options.backtrack_bias
+        # What is banned here is not banned at the next place, and in `block` the next token hides the error.
+        one = place in row.penalties or (erase_id is not None and not place)
+        one |= run.context == "block" and row.completion_ids[-1:] == [erase_id]
+        stops = erase_id is not None and erase_id not in banned
+        count = 1 if one else row.limit - len(row.completion_ids)
+        request = _Request(
+            row.tape.columns, min(count, CHUNK) if stops and api is APIS["llamacpp"] else count,
+            bias if logit_bias else {}, sorted(run.eos_ids | ({erase_id} if stops else set())),
+            row.draws.getrandbits(31), options, model,
+        )  # fmt: skip
+        answer = api.read(server.ask("POST", api.path, api.body(request)))
+        if answer is None or not answer[0]:
+            raise UserError(
+                f"the server at {server.url} gives no token ids: it must know return_token_ids or "
+                "return_tokens_as_token_ids (vLLM), or be llama.cpp's (api llamacpp)"
+            )
+        row.forward_passes += len(answer[0])
+        for token, logprob in list(zip(*answer, strict=True))[:count]:
+            if token in banned and logit_bias:
+                raise UserError(f"the server at {server.url} wrote token {token} against logit_bias: set it to false")
+            if token in banned and token == run.backtrack_id:
+                row.finish_reason = "budget"
+                break
+            _write(run, row, token, logprob, [])
+            _end(run, row)
+            if row.finish_reason or token == erase_id:
+                break
+    server.close()
+    return _trace(row, run.tokenizer)
+
+
+class _Server:
+    """One connection, kept open; a request that met a broken connection or a busy server is sent again."""
+
+    def __init__(self, url: str, headers: Mapping[str, str], timeout: float, retries: int):
+        self.url, self.timeout, self.retries = url, timeout, retries
+        parts = urlsplit(url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self.connection = kind(parts.netloc, timeout=timeout)
+        self.root = parts.path.rstrip("/").removesuffix("/v1")
+        self.headers = {"Content-Type": "application/json", **headers}
+
+    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The JSON that the server answers. Raises UserError where it does not, or refuses."""
+        data = None if body is None else json.dumps(body)
+        for attempt in range(self.retries + 1):
+            time.sleep(0.25 * (2**attempt - 1))
+            try:
+                self.connection.request(method, self.root + path, data, self.headers)
+                reply = self.connection.getresponse()
+                status, text = reply.status, reply.read().decode("utf-8", "replace")
+            except TimeoutError as error:
+                raise UserError(
+                    f"the server at {self.url} gave no answer within {self.timeout:g} s: allow it more time, or ask "
+                    "for fewer tokens"
+                ) from error
+            except (OSError, http.client.HTTPException) as error:
+                self.close()
+                problem = str(error) or type(error).__name__
+                continue
+            if status == 200 and text.lstrip().startswith("{"):
+                return json.loads(text)
+            problem = f"{status}: {' '.join(text.split())[:300]}"
+            if status not in BUSY:
+                raise UserError(f"the server at {self.url} refuses {path} ({problem})")
+        raise UserError(f"no answer from the server at {self.url} in {self.retries + 1} tries ({problem}): is it up?")
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+def _openai_body(request: _Request) -> dict[str, Any]:
+    options = request.options
+    body = {
+        "model": request.model, "prompt": request.ids, "max_tokens": request.most, "seed": request.seed,
+        "temperature": options.temperature, "top_k": options.top_k or -1, "top_p": _or(options.top_p, 1.0),
+        "min_p": _or(options.min_p, 0.0), "repetition_penalty": _or(options.repetition_penalty, 1.0),
+        "stop_token_ids": request.ends, "logprobs": 1, "return_token_ids": True, "return_tokens_as_token_ids": True,
+    }  # fmt: skip
+    if options.stop:
+        body["stop"] = options.stop  # within one request everything survives, so this stops no text that goes on
+    if request.bias:
+        body["logit_bias"] = {str(token): max(-100.0, min(100.0, value)) for token, value in request.bias.items()}
+    return body
+
+
+def _openai_answer(reply: dict[str, Any]) -> tuple[list[int], list[float]] | None:
+    choice = (reply.get("choices") or [{}])[0]
+    logprobs = choice.get("logprobs") or {}
+    ids, names = choice.get("token_ids"), logprobs.get("tokens") or []
+    if ids is None and names and all(name.startswith("token_id:") for name in names):
+        ids = [int(name.removeprefix("token_id:")) for name in names]
+    return None if ids is None else (ids, logprobs.get("token_logprobs") or [math.nan] * len(ids))
+
+
+def _llamacpp_body(request: _Request) -> dict[str, Any]:
+    options = request.options
+    return {
+        "prompt": request.ids, "n_predict": request.most, "seed": request.seed, "temperature": options.temperature,
+        "top_k": options.top_k or 0, "top_p": _or(options.top_p, 1.0), "min_p": _or(options.min_p, 0.0),
+        "repeat_penalty": _or(options.repetition_penalty, 1.0), "repeat_last_n": len(request.ids) + request.most,
+        "samplers": ["penalties", "top_k", "temperature", "top_p", "min_p"], "cache_prompt": True,
+        "logit_bias": [[token, False if v == -math.inf else v] for token, v in request.bias.items()],
+        "return_tokens": True, "n_probs": 1,
+    }  # fmt: skip
+
+
+def _llamacpp_answer(reply: dict[str, Any]) -> tuple[list[int], list[float]] | None:
+    ids, told = reply.get("tokens"), reply.get("completion_probabilities") or []
+    if ids is None:
+        return None
+    # A token that ends inside a character of several bytes has no entry, and the rest are not said to be whose.
+    return ids, [entry["logprob"] for entry in told] if len(told) == len(ids) else [math.nan] * len(ids)
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+APIS = {
+    "openai": _Api("/v1/completions", _openai_body, _openai_answer),
+    "llamacpp": _Api("/completion", _llamacpp_body, _llamacpp_answer),
+}
