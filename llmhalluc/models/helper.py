@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,13 @@ def from_pretrained(auto: Any, key: str, name: str, args: ModelArguments, **opti
         if folder is not None:
             raise
         raise UserError(_not_on_hub(f"{key} is {name!r}", error)) from error
+
+
+def ship_generate(folder: str | Path) -> None:
+    """Put our decoding loop beside a saved model, so that stock `generate(custom_generate=folder)` erases too."""
+    target = Path(folder) / "custom_generate" / "generate.py"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(constant.PACKAGE / "decoding" / "custom_generate" / "generate.py", target)
 
 
 def dtype_of(args: ModelArguments, auto: Any) -> Any:

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.run_folder import write_json
 from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.models.helper import ship_generate
 
 # Beside the adapter: what config.backtrack says, and whether the weights below the adapter are in 4 bits.
 RECORD = "backtrack.json"
@@ -110,6 +111,7 @@ def merge(model: BacktrackPeftModel, tokenizer: PreTrainedTokenizerBase, folder:
         set_peft_model_state_dict(model, state)
     model.merge_and_unload().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    ship_generate(folder)
 
 
 def quantization(dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -16,6 +16,7 @@ from trl import SFTTrainer
 from llmhalluc.backtrack import IGNORE
 from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.run_folder import write_json
+from llmhalluc.models.helper import ship_generate
 from llmhalluc.train.checkpoint import STATE, progress_file
 
 
@@ -129,6 +130,12 @@ class TraceTrainer(SFTTrainer):
         }
         write_json(progress_file(folder, self.args.process_index), progress)
         super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir=None, state_dict=None) -> None:
+        """Write the weights, at every checkpoint and at the end, and the decoding loop for stock transformers."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            ship_generate(output_dir or self.args.output_dir)
 
     def begin(self) -> None:
         """Start the clock; go on with the sums of the checkpoint, if there is one."""

@@ -163,7 +163,7 @@ def test_a_full_run_leaves_a_model_that_loads_and_nothing_pickled(tmp_path, monk
     assert record == json.loads((tmp_path / "train.json").read_text())
     assert record["seconds"] > 0 and record["trainable_parameters"] == executor.model.num_parameters()
     assert {path.name for path in tmp_path.iterdir() if path.suffix not in (".safetensors", ".json")} == {
-        ".lock", "loss.png", "runs",
+        ".lock", "custom_generate", "loss.png", "runs",
     }  # fmt: skip
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     loaded = load(ModelArguments(name_or_path=str(final_model(tmp_path)), device="cpu"), None)

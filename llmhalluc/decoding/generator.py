@@ -1,0 +1,175 @@
+"""Text in, text out, with erasures: what most callers of the decoding library need."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from llmhalluc.backtrack import CONTEXTS
+from llmhalluc.decoding.engine import decode, stream
+from llmhalluc.decoding.operators import Operator, make_operator
+from llmhalluc.decoding.options import generation_options, model_section
+from llmhalluc.decoding.phrases import BannedPhrases, Replace
+from llmhalluc.decoding.rows import Trace
+from llmhalluc.decoding.streaming import TextEvent, TextStream
+from llmhalluc.extras.errors import UserError
+from llmhalluc.hparams.checks import key_problem
+from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.parser import build
+from llmhalluc.models.context import check_context
+from llmhalluc.models.loader import load
+
+TEXT_OPERATORS = {"banned_phrases": BannedPhrases, "replace": Replace}
+Prompt = str | list[int]  # text, or token ids that are taken as they are
+
+
+class Generator:
+    """A model that completes text and takes back what it, or an operator, finds wrong.
+
+    A model of ours erases by its BACKTRACK token, in the context it was trained with, as its config says; any other
+    causal model erases where an operator asks for it.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: str | None = None):
+        record = getattr(model.config, "backtrack", None)
+        self.model, self.tokenizer = model, tokenizer
+        self.backtrack_id: int | None = record["token_id"] if record else None
+        self.context: str = context or (record["context"] if record else "soft")
+        if self.context not in CONTEXTS:
+            raise UserError(f"context is {context!r}, expected one of {', '.join(CONTEXTS)}")
+        check_context(model.get_base_model() if hasattr(model, "get_base_model") else model, self.context)
+        eos = getattr(model.generation_config, "eos_token_id", None)
+        ids = {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id}
+        self.eos_ids = sorted(id for id in ids if id is not None)
+
+    @classmethod
+    def from_pretrained(cls, name: str, context: str | None = None, **model_kwargs: Any) -> "Generator":
+        """Load a hub name, a folder, package:NAME or a GGUF file; `model_kwargs` are keys of the `model` section.
+
+        Among them dtype, device, attn_implementation, adapter, gguf_file, revision and trust_remote_code.
+        """
+        if "dtype" in model_kwargs:  # torch.bfloat16 is as good as its name
+            model_kwargs["dtype"] = str(model_kwargs["dtype"]).removeprefix("torch.")
+        args = build({"model": model_section(name, **model_kwargs)}, ("model",)).model
+        loaded = load(args, None)
+        return cls(loaded.model, loaded.tokenizer, context)
+
+    def generate(
+        self,
+        prompt_or_prompts: Prompt | Sequence[Prompt],
+        operator: Operator | str | None = None,
+        max_new_tokens: int = 100,
+        backtrack_every_n: int = 1,
+        temperature: float = 1.0,
+        top_k: int | None = 50,
+        top_p: float | None = None,
+        stop_sequences: str | list[str] | None = None,
+        seed: int | None = None,
+        stream: bool = False,
+        **more: Any,
+    ) -> str | list[str] | Iterator[TextEvent]:
+        """Complete one prompt (a string comes back) or several (a list does).
+
+        operator: an operator, or the name of one with its defaults; asked after every `backtrack_every_n` tokens.
+        temperature 0 is greedy; seed None draws anew each time. With `stream` one prompt's ("add", text) and ("erase",
+        number of characters) events come as they happen. `more`: further keys of the `gen` section, and batch_size.
+        Raises UserError, a sentence for each mistake, before anything is computed.
+        """
+        given = dict(
+            operator=operator, max_new_tokens=max_new_tokens, backtrack_every_n=backtrack_every_n,
+            temperature=temperature, top_k=top_k, top_p=top_p, stop_sequences=stop_sequences, seed=seed, **more,
+        )  # fmt: skip
+        if stream:
+            events = self.stream_events(prompt_or_prompts, **given)
+            return ((kind, value) for kind, value in events if kind != "end")
+        traces = self.generate_traces(prompt_or_prompts, **given)
+        return traces.text if isinstance(traces, Trace) else [trace.text for trace in traces]
+
+    def generate_traces(
+        self, prompt_or_prompts: Prompt | Sequence[Prompt], operator: Operator | str | None = None, **given: Any
+    ) -> Trace | list[Trace]:
+        """`generate` with everything that is known: emitted and surviving ids, log-probabilities, erasures, reason."""
+        one = _is_prompt(prompt_or_prompts) or not isinstance(prompt_or_prompts, list | tuple)
+        batch_size = given.pop("batch_size", 64)
+        if problem := key_problem("batch_size", batch_size, int, "eval.batch_size"):
+            raise UserError(problem)
+        prompts, options = self._prepare([prompt_or_prompts] if one else prompt_or_prompts, given)
+        traces = decode(
+            self.model,
+            prompts,
+            options,
+            batch_size=batch_size,
+            operator=self._operator(operator),
+            **self._about_model(),
+        )
+        return traces[0] if one else traces
+
+    def stream_events(
+        self, prompt: Prompt | Sequence[Prompt], operator: Operator | str | None = None, **given: Any
+    ) -> Iterator[tuple[str, Any]]:
+        """The events of `generate(stream=True)`, and ("end", Trace) after them."""
+        if not _is_prompt(prompt):
+            raise UserError("stream takes one prompt, a string, and got several: call it for each")
+        (ids,), options = self._prepare([prompt], given)
+        return self._events(ids, options, self._operator(operator))
+
+    def operator(self, name: str, **parameters: Any) -> Operator:
+        """The operator of this name; BannedPhrases and Replace get the tokenizer. Raises UserError as they do."""
+        make = TEXT_OPERATORS.get(name)
+        return make_operator(name, **parameters) if make is None else make(self.tokenizer, **parameters)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a prompt: with BOS where the tokenizer wants one, never with two, never with EOS."""
+        has_bos = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
+        ids = self.tokenizer(text, add_special_tokens=not has_bos).input_ids
+        if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id and not text.endswith(self.tokenizer.eos_token):
+            ids.pop()  # some tokenizers end every text with EOS
+        return ids
+
+    def _about_model(self) -> dict[str, Any]:
+        names = ("eos_ids", "backtrack_id", "context", "tokenizer")
+        return {name: getattr(self, name) for name in names}
+
+    def _prepare(self, prompts: Sequence[Any], given: dict[str, Any]) -> tuple[list[list[int]], GenArguments]:
+        options = generation_options(given)
+        ids, problems = [], []
+        window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        for i, prompt in enumerate(prompts):
+            what = f"prompt {i}" if len(prompts) > 1 else "the prompt"
+            if not _is_prompt(prompt) and prompt != []:
+                raise UserError(f"{what} is {prompt!r}, expected a string or a list of token ids")
+            ids.append(self.encode(prompt) if prompt and isinstance(prompt, str) else list(prompt))
+            n = len(ids[-1])
+            if not n:
+                problems.append(f"{what} is empty: give it at least one token")
+            elif window is not None and n + options.max_new_tokens > window:
+                remedy = "shorten it" if n >= window else f"shorten it, or lower max_new_tokens to {window - n}"
+                more = "" if n >= window else f", with max_new_tokens {options.max_new_tokens}"
+                problems.append(f"{what} has {n} tokens{more}, more than the model's window of {window}: {remedy}")
+        if problems:
+            raise UserError(*problems)
+        return ids, options
+
+    def _operator(self, given: Operator | str | None) -> Operator | None:
+        """The operator meant. Raises UserError for an unknown name, or a class in place of an instance."""
+        if isinstance(given, str):
+            return self.operator(given)
+        if isinstance(given, type):
+            raise UserError(f"operator is the class {given.__name__}: pass an instance, {given.__name__}(...)")
+        if given is not None and not callable(given):
+            raise UserError(f"operator is {given!r}, expected a name or a function of a Step")
+        return given
+
+    def _events(self, ids: list[int], options: GenArguments, operator: Operator | None):
+        text = TextStream(self.tokenizer, options.stop)
+        for _, kind, value in stream(self.model, [ids], options, operator=operator, **self._about_model()):
+            if kind == "end":
+                yield from text.finish(value.text)
+                yield "end", value
+            else:
+                yield from text.add(value) if kind == "add" else text.erase(value)
+
+
+def _is_prompt(given: Any) -> bool:
+    """Whether this is one prompt: text, or a list of ids; an empty list is none."""
+    return isinstance(given, str) or (isinstance(given, list) and {*map(type, given)} == {int})

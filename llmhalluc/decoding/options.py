@@ -1,0 +1,133 @@
+"""What a caller may say about a generation, checked before torch is imported."""
+
+import ast
+import dataclasses
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmhalluc.extras.errors import UserError
+from llmhalluc.hparams.checks import key_problem
+from llmhalluc.hparams.gen_args import GenArguments
+
+# Where generating freely differs from the `gen` section, whose defaults are for measuring.
+DEFAULTS = {"max_new_tokens": 100, "temperature": 1.0, "top_k": 50, "stop_sequences": None, "seed": None}
+# The operators of phrases.py, which need a tokenizer, with their parameters.
+TEXT_OPERATORS = {
+    "banned_phrases": ["phrases", "patterns", "penalty", "ignore_case"],
+    "replace": ["find", "write", "at_least", "at_most"],
+}
+_NOT_OURS = ("stop", "context", "operator", "operator_args")  # said elsewhere, or under another name
+_KINDS = {field.name: field.type for field in dataclasses.fields(GenArguments) if field.name not in _NOT_OURS}
+_KINDS |= {"stop_sequences": str | list[str] | None, "seed": int | None}
+NAMES = tuple(_KINDS)
+
+
+def generation_options(given: dict[str, Any]) -> GenArguments:
+    """The engine's options; seed None is a fresh one. Raises UserError, a sentence for every mistake."""
+    values, problems = DEFAULTS | given, []
+    for name, value in values.items():
+        if name not in _KINDS:
+            problems.append(f"{name} is no generation setting; the nearest is {nearest(name, NAMES)}")
+        elif problem := key_problem(name, value, _KINDS[name], f"gen.{name}"):
+            problems.append(problem)
+    stops = values.pop("stop_sequences")
+    stops = [stops] if isinstance(stops, str) else stops or []
+    if isinstance(stops, list) and "" in stops:
+        problems.append("stop_sequences holds an empty string, which stands everywhere: take it out")
+    if problems:
+        raise UserError(*problems)
+    seed = values.pop("seed")
+    return GenArguments(**values, stop=stops, seed=secrets.randbits(32) if seed is None else seed)
+
+
+def operator_parameters() -> dict[str, list[str]]:
+    """The parameters of each operator by name, read off the source, for importing it imports torch."""
+    tree = ast.parse(Path(__file__).with_name("operators.py").read_text(encoding="utf-8"))
+    fields: dict[str, list[str]] = {}  # of each class, those of its bases first
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            own = [part.target.id for part in node.body if isinstance(part, ast.AnnAssign)]
+            inherited = [name for base in node.bases for name in fields.get(ast.unparse(base), [])]
+            fields[node.name] = list(dict.fromkeys(inherited + own))
+    table: Any = next(
+        node.value for node in tree.body if isinstance(node, ast.AnnAssign) and node.target.id == "OPERATORS"
+    )
+    return {key.value: fields[kind.id] for key, kind in zip(table.keys, table.values, strict=True)} | TEXT_OPERATORS
+
+
+def model_section(name: str, **more: Any) -> dict[str, Any]:
+    """The `model` section for a hub name, a folder, package:NAME or a GGUF file's path."""
+    if not name.endswith(".gguf"):
+        return {"name_or_path": name, **more}
+    folder, _, file = name.rpartition("/")
+    path = Path(name).expanduser()
+    if not path.is_file() and (folder.count("/") != 1 or path.parent.is_dir() or name[0] in "./~"):
+        raise UserError(f"model is {name}, a GGUF file that does not exist: correct the path")
+    return {"name_or_path": folder or ("." if "/" not in name else "/"), "gguf_file": file, **more}
+
+
+def nearest(name: str, known) -> str:
+    """The known name most like `name`."""
+    return get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
+
+
+@dataclass
+class Settings:
+    """What /operator and /set change: the operator by name, its parameters, the generation's settings."""
+
+    operator: str | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
+
+    def choose(self, name: str | None) -> None:
+        """Another operator, with its defaults. Raises UserError for an unknown name."""
+        if name is not None and name not in (known := operator_parameters()):
+            raise UserError(f"operator {name!r} is unknown; the nearest is {nearest(name, known)}")
+        self.operator, self.parameters = name, {}
+
+    def set(self, assignments: list[str]) -> None:
+        """`name=value` each, or nothing is changed. Raises UserError with a sentence for every mistake."""
+        parameters, generation, problems = dict(self.parameters), dict(self.generation), []
+        own = operator_parameters()[self.operator] if self.operator else []
+        for assignment in assignments:
+            name, equals, value = assignment.partition("=")
+            if not equals:
+                problems.append(f"{assignment} cannot be read: expected name=value")
+            elif name in NAMES:
+                generation[name] = plain(value)
+            elif name in own:
+                parameters[name] = plain(value)
+            else:
+                whose = f"operator {self.operator} has" if self.operator else "without an operator there is"
+                problems.append(f"{whose} no setting {name!r}; the nearest is {nearest(name, [*NAMES, *own])}")
+        if problems:
+            raise UserError(*problems)
+        generation_options(generation)
+        self.parameters, self.generation = parameters, generation
+
+    def keywords(self, make: Callable[..., Any]) -> dict[str, Any]:
+        """For `Generator.generate`; `make(name, **parameters)` is its `operator`. Raises UserError as that does."""
+        operator = make(self.operator, **self.parameters) if self.operator else None
+        return {"operator": operator, **self.generation}
+
+    def __str__(self) -> str:
+        parts = [f"{name}={value}" for name, value in (self.parameters | self.generation).items()]
+        return ", ".join([f"operator {self.operator or 'none'}", *parts])
+
+
+def plain(value: str) -> Any:
+    """A value as YAML reads it, and 1e-3 as the number it is."""
+    try:
+        return float(value) if not value.lstrip("-").isdigit() else int(value)
+    except ValueError:
+        pass
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"{value} cannot be read as YAML: {' '.join(str(error).split())}") from None
