@@ -17,11 +17,16 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from llmhalluc.decoding.engine import decode
 from llmhalluc.decoding.operators import ProbabilityThreshold
+from llmhalluc.decoding.phrases import BannedPhrases
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.hparams.model_args import ModelArguments
 from llmhalluc.models.loader import load
 
-PARTS = ("plain", "ragged", "operator", "single", "overhead", "memory")
+TOPICS = (
+    "rain", "bread and how it is baked", "chess", "the rivers of Europe", "bees", "glass", "tea in China", "old maps",
+    "sleep", "iron", "the first snow of the year", "books", "salt", "the moon and the tides", "bikes", "wolves",
+)  # fmt: skip
+PARTS = ("plain", "ragged", "operator", "phrases", "single", "overhead", "memory")
 
 
 class Limits(StoppingCriteria):
@@ -47,8 +52,8 @@ class Bench:
         )
 
     def prompts(self, n: int) -> list[list[int]]:
-        rng = random.Random(n)
-        return [[rng.randrange(100, 20000) for _ in range(rng.randrange(20, 60))] for _ in range(n)]
+        chats = [[{"role": "user", "content": f"Tell me about {topic}."}] for topic in TOPICS[:n]]
+        return [self.tokenizer.apply_chat_template(c, add_generation_prompt=True, return_dict=False) for c in chats]
 
     def generate(self, prompts: list[list[int]], limits: list[int]) -> int:
         """Kept tokens that `generate` makes of a left-padded batch."""
@@ -62,7 +67,7 @@ class Bench:
         return sum(limits)
 
     def ours(self, prompts: list[list[int]], limits: list[int], operator=None, batch_size: int = 64) -> int:
-        options = GenArguments(max_new_tokens=max(limits), temperature=1.0, top_k=50, max_erasures=10**6)
+        options = GenArguments(max_new_tokens=max(limits), temperature=1.0, top_k=50)
         traces = decode(
             self.model, prompts, options, eos_ids=[], backtrack_id=None, context="soft", batch_size=batch_size,
             operator=operator, limits=limits,
@@ -99,6 +104,19 @@ class Bench:
         self.compare(
             "ProbabilityThreshold(0.05) / no operator, batch 16, kept tokens a second",
             lambda: self.ours(prompts, limits, ProbabilityThreshold(0.05)), lambda: self.ours(prompts, limits),
+        )  # fmt: skip
+
+    def phrases(self) -> None:
+        """5,000 phrases made of the model's own common words, two to four each."""
+        rng = random.Random(0)
+        words = [self.tokenizer.decode([i]).strip() for i in range(300, 3000)]
+        words = [word for word in words if word.isalpha()]
+        banned = {" ".join(rng.choices(words, k=rng.randrange(2, 5))) for _ in range(5200)}
+        operator = BannedPhrases(self.tokenizer, sorted(banned)[:5000])
+        prompts, limits = self.prompts(16), [self.new_tokens] * 16
+        self.compare(
+            "5,000 banned phrases / none, batch 16",
+            lambda: self.ours(prompts, limits, operator), lambda: self.ours(prompts, limits),
         )  # fmt: skip
 
     def single(self) -> None:

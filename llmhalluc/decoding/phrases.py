@@ -176,7 +176,9 @@ class _Reader:
         new, hits = len(entries), {}
         for at in range(new, len(ids)):
             last = entries[-1] if entries else _Entry("", 0, 0, False, 0, 0)
-            first, anchor = (last.first, last.anchor) if last.open else (at, last.first if last.text.strip() else last.anchor)
+            first, anchor = (
+                (last.first, last.anchor) if last.open else (at, last.first if last.text.strip() else last.anchor)
+            )
             while (text := self.added(tuple(ids[anchor:first]), tuple(ids[first : at + 1]))) is None:
                 hits.pop(first, None)  # what stood before is read otherwise now (invalid bytes do that): one group more
                 first, anchor = entries[first - 1].first, entries[first - 1].anchor
