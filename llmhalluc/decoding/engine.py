@@ -19,7 +19,7 @@ from llmhalluc.decoding.cache import SlotCache
 from llmhalluc.decoding.masks import mask_maker
 from llmhalluc.decoding.operators import Operator
 from llmhalluc.decoding.rows import Erasure, Event, Row, Step, Trace
-from llmhalluc.decoding.sampling import choose
+from llmhalluc.decoding.sampling import budget, choose
 from llmhalluc.hparams.gen_args import GenArguments
 
 PREFILL_TOKENS = 4096  # most prompt tokens, padding included, of one forward
@@ -83,10 +83,7 @@ def stream(
     its index) and `options.seed`, whatever its batch. Raises ValueError for an empty prompt, UserError for a model
     whose layers keep more than keys and values.
     """
-    if any(not prompt for prompt in prompts):
-        raise ValueError(f"prompt {next(i for i, p in enumerate(prompts) if not p)} is empty")
-    if options.stop and tokenizer is None:
-        raise ValueError("stop strings need a tokenizer")
+    check_prompts(prompts, options, tokenizer)
     model = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT works in its layers
     run = _Run(
         model, options, set(eos_ids), backtrack_id if options.backtrack else None, backtrack_id, context, tokenizer,
@@ -114,6 +111,14 @@ def stream(
             kept = [i for i, row in enumerate(rows) if not row.finish_reason]
             run.cache.select(kept)
             rows = [rows[i] for i in kept]
+
+
+def check_prompts(prompts: Sequence[list[int]], options: GenArguments, tokenizer) -> None:
+    """Raise ValueError for an empty prompt, and for stop strings without a tokenizer."""
+    if any(not prompt for prompt in prompts):
+        raise ValueError(f"prompt {next(i for i, p in enumerate(prompts) if not p)} is empty")
+    if options.stop and tokenizer is None:
+        raise ValueError("stop strings need a tokenizer")
 
 
 @dataclass
@@ -206,7 +211,7 @@ def _leave_dead_ends(run: _Run, rows: list[Row], n_vocabulary: int, events: list
         while (
             (place := len(row.surviving))
             and run.erase_id is None  # else BACKTRACK is there to leave by
-            and row.rewound < _budget(run.options)
+            and row.rewound < budget(run.options)
             and list(row.penalties.get(place, {}).values()).count(-math.inf)
             >= n_vocabulary - (run.backtrack_id is not None)
         ):
@@ -269,7 +274,7 @@ def _ask(run: _Run, todo: list[Row], sampled: list[bool], logits_BV: torch.Tenso
         row, count = rows[i], min(wish.n, len(rows[i].surviving))
         if count < 0:
             raise ValueError(f"operator {wish.source} wishes to erase {wish.n} tokens")
-        if row.rewound + count <= _budget(run.options) and (count or (wish.write and row.finish_reason != "length")):
+        if row.rewound + count <= budget(run.options) and (count or (wish.write and row.finish_reason != "length")):
             row.finish_reason = ""
             if count:
                 row.erase(count, wish.source, wish.penalty)
@@ -281,10 +286,6 @@ def _ask(run: _Run, todo: list[Row], sampled: list[bool], logits_BV: torch.Tenso
             events.append(Event(row.index, "erase", count))
             row.finish_reason = "budget"
             _ask(run, [row], [False], logits_BV[i : i + 1], events)  # the text has another end now: look again
-
-
-def _budget(options: GenArguments) -> int:
-    return options.max_new_tokens // 2 if options.max_erasures is None else options.max_erasures
 
 
 def _end(run: _Run, row: Row) -> None:

@@ -1,6 +1,5 @@
 """What a caller may say about a generation, checked before torch is imported."""
 
-import ast
 import dataclasses
 import secrets
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from llmhalluc.decoding.operators import OPERATORS
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.checks import key_problem
 from llmhalluc.hparams.gen_args import GenArguments
@@ -47,18 +47,9 @@ def generation_options(given: dict[str, Any]) -> GenArguments:
 
 
 def operator_parameters() -> dict[str, list[str]]:
-    """The parameters of each operator by name, read off the source, for importing it imports torch."""
-    tree = ast.parse(Path(__file__).with_name("operators.py").read_text(encoding="utf-8"))
-    fields: dict[str, list[str]] = {}  # of each class, those of its bases first
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef):
-            own = [part.target.id for part in node.body if isinstance(part, ast.AnnAssign)]
-            inherited = [name for base in node.bases for name in fields.get(ast.unparse(base), [])]
-            fields[node.name] = list(dict.fromkeys(inherited + own))
-    table: Any = next(
-        node.value for node in tree.body if isinstance(node, ast.AnnAssign) and node.target.id == "OPERATORS"
-    )
-    return {key.value: fields[kind.id] for key, kind in zip(table.keys, table.values, strict=True)} | TEXT_OPERATORS
+    """The parameters of each operator by name."""
+    own = {name: [field.name for field in dataclasses.fields(kind)] for name, kind in OPERATORS.items()}
+    return own | TEXT_OPERATORS
 
 
 def model_section(name: str, **more: Any) -> dict[str, Any]:

@@ -56,13 +56,17 @@ def _choose(logits_BV, rows, options, erase_id, backtrack_id) -> list[int]:
     return (at_B1 if ids_BK is None else ids_BK.gather(1, at_B1))[:, 0].tolist()
 
 
+def budget(options: GenArguments) -> int:
+    """Erasures that BACKTRACK may make in a completion, and the operator as many again."""
+    return options.max_new_tokens // 2 if options.max_erasures is None else options.max_erasures
+
+
 def _penalties(rows, options, erase_id, backtrack_id, n_vocabulary) -> list[tuple[int, int, float]]:
     """(row, token, what is added to its logit)."""
-    budget = options.max_new_tokens // 2 if options.max_erasures is None else options.max_erasures
     penalties: list[tuple[int, int, float]] = []
     for i, row in enumerate(rows):
         place = len(row.surviving)
-        no_erasure = erase_id is None or not place or row.tape.erased - row.rewound >= budget
+        no_erasure = erase_id is None or not place or row.tape.erased - row.rewound >= budget(options)
         if backtrack_id is not None and no_erasure:
             penalties.append((i, backtrack_id, -math.inf))
         at_place = row.penalties.get(place)

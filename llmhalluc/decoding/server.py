@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from transformers import PreTrainedTokenizerBase
 
 from llmhalluc.backtrack import Tape
-from llmhalluc.decoding.engine import _end, _Run, _trace, _write
+from llmhalluc.decoding.engine import _end, _Run, _trace, _write, check_prompts
 from llmhalluc.decoding.rows import Row, Trace
 from llmhalluc.decoding.sampling import _penalties
 from llmhalluc.extras.errors import UserError
@@ -54,10 +54,7 @@ def decode_remote(
     and a row in which a BACKTRACK comes where none may stand ends with "budget". A connection that breaks is tried
     `retries` times more. Raises ValueError for an empty prompt, UserError for whatever the server cannot do.
     """
-    if any(not prompt for prompt in prompts):
-        raise ValueError(f"prompt {next(i for i, p in enumerate(prompts) if not p)} is empty")
-    if options.stop and tokenizer is None:
-        raise ValueError("stop strings need a tokenizer")
+    check_prompts(prompts, options, tokenizer)
     if options.operator is not None:
         raise UserError(f"gen.operator is {options.operator}: operators need the model's logits, which no server gives")
     if api not in APIS:
