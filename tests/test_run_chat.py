@@ -1,6 +1,7 @@
 """The chat program: arguments, commands, piped answers, and erased text that is seen on a terminal."""
 
 import io
+import logging
 import os
 import pty
 import re
@@ -15,7 +16,7 @@ from rich.console import Console
 from llmhalluc.decoding import terminal
 from llmhalluc.decoding.generator import Generator
 from llmhalluc.decoding.operators import make_operator
-from llmhalluc.decoding.options import Settings, plain
+from llmhalluc.decoding.options import Settings, only_gguf, plain
 from llmhalluc.decoding.phrases import BannedPhrases
 from llmhalluc.decoding.rows import Erasure, Trace
 from llmhalluc.decoding.terminal import COMMANDS, Session, Writing, chat
@@ -26,6 +27,16 @@ from tests.tiny import tiny_model
 
 RUN = [sys.executable, "-m", "llmhalluc.run_chat"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TERM": "xterm-256color"}
+
+
+@pytest.fixture(autouse=True)
+def same_logging():
+    """The program sets what is logged for its whole process, which is the other tests' too."""
+    ours, hub = logging.getLogger("llmhalluc"), logging.getLogger("huggingface_hub")
+    level, propagate = ours.level, hub.propagate
+    yield
+    ours.setLevel(level)
+    hub.propagate = propagate
 
 
 @pytest.mark.parametrize(
@@ -71,6 +82,20 @@ def test_values_are_read_as_yaml_and_numbers_as_numbers():
     ]  # fmt: skip
 
 
+def test_a_place_with_one_gguf_file_and_nothing_else_means_that_file(tmp_path, monkeypatch):
+    package = tmp_path / "some_weights"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit('a package is found, not imported')")
+    (package / "a.gguf").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert only_gguf("package:some_weights") == only_gguf(str(package)) == str(package / "a.gguf")
+    assert only_gguf("package:none_such") == "package:none_such" and only_gguf("a/b") == "a/b"
+    (package / "b.gguf").touch()
+    assert only_gguf(str(package)) == str(package)
+    (package / "b.gguf").rename(package / "config.json")
+    assert only_gguf(str(package)) == str(package)
+
+
 def trace(text="ho", **more):
     values = dict(prompt_ids=[1], completion_ids=[5, 6, 7, 8], surviving_ids=[5, 6], erasures=2, finish_reason="eos",
                   text=text, events=[Erasure(3, 2, "repetition")])  # fmt: skip
@@ -114,6 +139,8 @@ def test_commands_change_settings_and_tell_them():
         ("/sett x=1", "/sett is no command; the nearest is /set"),
         ("/operator entropy", "the nearest is entropy_threshold"),
         ("/operator banned_phrases", "phrases and patterns are both empty"),
+        ("/operator replace", "find is '', expected a text"),
+        ("/operator replace find=a", "write is None, expected a text"),
         ("/operator repetition maxmum=1", "repetition has no setting 'maxmum'"),
         ("/set 'top_k", "cannot be read: no closing quotation"),
         ("/set top_k=0", "top_k is 0"),
@@ -178,6 +205,17 @@ def test_piped_it_prints_final_answers_alone(folder):
     answer, other = out.split("the conversation is forgotten\n")
     assert answer == other and answer.strip()
     assert "\x1b" not in out and "tokens" not in out
+
+
+def test_bytes_that_are_no_text_and_a_reader_that_has_enough_are_no_mistake(folder):
+    given = [*RUN, folder, "--device", "cpu", "--set", "max_new_tokens=20", "seed=1"]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(given, cwd=REPOSITORY, env=ENVIRONMENT, **pipes) as process:
+        process.stdin.write(b"\xff\xfe the cat\n" * 50)
+        process.stdin.close()
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert (process.wait(timeout=100), process.stderr.read()) == (0, b"")
 
 
 def test_verbose_tells_the_model_and_the_erasures(folder):

@@ -126,10 +126,15 @@ def values(name: str, span: Any) -> list[Any]:
 def renamed(sentence: str) -> str:
     """A sentence about keys of `model`, `gen` and `eval` under the names that a benchmark gives them."""
     ours = {"model.name_or_path": "model_name_or_path", "model.device": "device"}
+    ours |= {bare: f"evaluation.{bare}" for bare in ("output_dir", "overwrite=true")}  # as run_folder.py says them
     ours |= {
         f"{theirs}.{key}": f"{alias}.{key}" for alias, theirs in checks.ALIASES.items() for key in KEYS[alias]
     }  # fmt: skip
-    return re.sub(r"(?<![\w./])(model|gen|eval)\.\w+", lambda match: ours.get(match[0], match[0]), sentence)
+    return re.sub(
+        r"(?<![\w./])((model|gen|eval)\.\w+|output_dir|overwrite=true)",
+        lambda match: ours.get(match[0], match[0]),
+        sentence,
+    )
 
 
 def _key_problems(given: dict[str, Any]) -> Iterator[str]:

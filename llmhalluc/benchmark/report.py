@@ -5,7 +5,6 @@ One file without outside resources or scripts; everything that a model or a conf
 
 import html
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,7 @@ import optuna
 
 from llmhalluc.benchmark import table
 from llmhalluc.benchmark.measure import Outcome
-from llmhalluc.eval.metrics import ERASE, spelled_out
-from llmhalluc.exp import report as exp_report
-from llmhalluc.exp.traces import pieces
-from llmhalluc.hparams.parser import to_yaml
+from llmhalluc.exp.page import fill, made_at, sample_card, sample_line
 
 TEMPLATE = Path(__file__).with_name("template.html")
 SAMPLES = 6  # documents whose answers are shown
@@ -38,7 +34,6 @@ def write(
         for svg, caption in drawn.values()
     )
     parts = {
-        "style": re.search(r"<style>.*?</style>", exp_report.TEMPLATE.read_text(encoding="utf-8"), re.DOTALL)[0],
         "title": html.escape(f"{operator or 'plain decoding'} on {model}"),
         "subtitle": html.escape(_subtitle(results)),
         "cards": _cards(results),
@@ -49,21 +44,15 @@ def write(
         "trials": _table([row for row in table.rows(results) if row["split"] == "tune"], _winning(results)),
         "figures": figures,
         "samples": _samples(held_out, lm),
-        "config": html.escape(to_yaml(results["config"])),
-        "environment": html.escape(json.dumps(results["environment"], indent=2)),
     }
-    # One pass: what a part holds is not searched again.
-    page = re.sub(r"<!--(\w+)-->", lambda match: parts[match[1]], TEMPLATE.read_text(encoding="utf-8"))
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    (folder / "report.html").write_text(fill(TEMPLATE, results, parts), encoding="utf-8")
 
 
 def _subtitle(results: dict[str, Any]) -> str:
-    environment = results["environment"]
-    time = environment["time"].replace("T", " ").replace("+00:00", " UTC")
     states = [trial["state"] for trial in results["trials"]]
     told = [f"{states.count(state)} {state}" for state in ("scored", "pruned", "failed") if state in states]
-    trials = f"{len(states)} trials ({', '.join(told)}) · " if states else ""
-    return trials + time + (f" · commit {environment['commit'][:10]}" if environment["commit"] else "")
+    trials = f"{len(states)} trial{'s' * (len(states) != 1)} ({', '.join(told)}) · " if states else ""
+    return trials + made_at(results["environment"])
 
 
 def _cards(results: dict[str, Any]) -> str:
@@ -181,35 +170,16 @@ def _samples(held_out: dict[str, Outcome], lm: Any) -> str:
     """Answers to the same documents: those on which the ways differ first, then those with erasures."""
     names = list(held_out)
     together = list(zip(*(outcome.answers for outcome in held_out.values()), strict=True))
-    differing = [many for many in together if len({answer["correct"] for answer in many}) > 1]
-    erasing = [many for many in together if many not in differing and any(answer["erasures"] for answer in many)]
-    rest = [many for many in together if many not in differing and many not in erasing]
-    hidden = {lm.tokenizer.eos_token_id, lm.tokenizer.pad_token_id, ERASE, *lm.eos_ids}
+    together.sort(
+        key=lambda many: (len({answer["correct"] for answer in many}) == 1, not any(a["erasures"] for a in many))
+    )
+    hidden = {lm.tokenizer.eos_token_id, lm.tokenizer.pad_token_id, *lm.eos_ids}
 
     def decode(ids: list[int]) -> str:
         return lm.tokenizer.decode([i for i in ids if i not in hidden])
 
     cards = ""
-    for many in [*differing, *erasing, *rest][:SAMPLES]:
-        lines = "".join(_answer(*pair, lm.backtrack_id, decode) for pair in zip(names, many, strict=True))
-        cards += (
-            f"<div class='card'><h3>{html.escape(many[0]['task'])}, document {many[0]['doc_id'] + 1}</h3>"
-            "<details class='soft'><summary>prompt and target</summary>"
-            f"<pre>{html.escape(decode(many[0]['prompt_ids']))}</pre><pre>{html.escape(str(many[0]['target']))}</pre></details>{lines}</div>"
-        )
+    for many in together[:SAMPLES]:
+        lines = "".join(sample_line(*pair, decode, lm.backtrack_id) for pair in zip(names, many, strict=True))
+        cards += sample_card(f"{many[0]['task']}, document {many[0]['doc_id'] + 1}", many[0], decode, lines)
     return cards
-
-
-def _answer(name: str, answer: dict[str, Any], backtrack_id: int | None, decode: Any) -> str:
-    """One line: verdict, counts, and the text with what was erased struck out."""
-    marks = {"kept": "{}", "erased": "<del>{}</del>", "back": ""}
-    ids = spelled_out(answer["completion_ids"], backtrack_id, answer["events"])
-    stretches = pieces(ids, ERASE if backtrack_id is None else backtrack_id, decode)
-    text = "".join(marks[kind].format(html.escape(text)) for kind, text in stretches)
-    verdict = "<span class='ok'>✓</span>" if answer["correct"] else "<span class='no'>✗</span>"
-    counts = f"{answer['emitted']} tokens, {answer['erasures']} erased, {answer['forward_passes']} forward passes"
-    cut = {"length": " … cut off", "budget": " … out of budget"}.get(answer["finish_reason"], "")
-    return (
-        f"<div class='run'><div>{verdict} {html.escape(name)}<small>{counts}</small></div>"
-        f"<div class='trace'>{text.strip()}<span class='soft'>{cut}</span></div></div>"
-    )

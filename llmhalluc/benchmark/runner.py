@@ -31,12 +31,11 @@ def run(benchmark: Benchmark, verbose: bool = False) -> dict[str, Any]:
     test = benchmark.eval
     _be_quiet(verbose)
     try:
-        with open_run(test.output_dir, {"benchmark": record}, overwrite=test.overwrite, resume=True) as folder:
+        with open_run(test.output_dir, record, overwrite=test.overwrite, resume=True) as folder:
             done = folder / "results.json"
             if done.exists() and len((found := json.loads(done.read_text()))["trials"]) >= _wanted(benchmark):
-                print(
-                    f"{test.output_dir} holds this benchmark finished: hpo.n_trials={_wanted(benchmark) + 10} goes on"
-                )
+                more = f"; hpo.n_trials={len(found['trials']) + 10} goes on" if found["trials"] else ""
+                print(f"{test.output_dir} holds this benchmark finished{more}")
                 return found
             return _run(benchmark, plain, folder, verbose)
     except UserError as error:

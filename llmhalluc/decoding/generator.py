@@ -1,6 +1,6 @@
 """Text in, text out, with erasures: what most callers of the decoding library need."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,7 +19,7 @@ from llmhalluc.hparams.parser import build
 from llmhalluc.models.context import check_context
 from llmhalluc.models.loader import load
 
-TEXT_OPERATORS = {"banned_phrases": BannedPhrases, "replace": Replace}
+TEXT_OPERATORS: dict[str, Callable[..., Operator]] = {"banned_phrases": BannedPhrases, "replace": Replace}
 Prompt = str | list[int]  # text, or token ids that are taken as they are
 
 

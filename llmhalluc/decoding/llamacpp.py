@@ -21,7 +21,7 @@ from llmhalluc.extras.constant import BACKTRACK_TOKEN
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.hparams.model_args import ModelArguments
-from llmhalluc.models.helper import _gguf_path, local_folder
+from llmhalluc.models.helper import gguf_path, local_folder
 from llmhalluc.models.patcher import token_id
 
 
@@ -33,6 +33,7 @@ class LlamaCppModel:
     """
 
     device, dtype, _is_stateful = torch.device("cpu"), torch.float32, False
+    most_rows = 1  # that the engine may feed at once
 
     def __init__(self, llama: Any):
         llama_cpp = _library()
@@ -85,7 +86,7 @@ def load(args: ModelArguments, context: str = "soft", token: str | None = None, 
     llama_cpp = _library()
     if args.name_or_path is None or args.gguf_file is None:
         raise UserError("llama.cpp reads a GGUF file: set model.name_or_path and model.gguf_file")
-    path = _gguf_path(args, local_folder("model.name_or_path", args.name_or_path))
+    path = gguf_path(args, local_folder("model.name_or_path", args.name_or_path))
     tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
     try:
         options = {"n_ctx": 4096, "n_threads_batch": llama.get("n_threads"), "swa_full": True, "verbose": False} | llama
@@ -106,18 +107,14 @@ def _library() -> Any:
         raise UserError("llama.cpp is not installed: pip install 'llmhalluc[llamacpp]'") from error
 
 
-def stream(
-    model: LlamaCppModel, prompts: Sequence[list[int]], options: GenArguments, *, batch_size: int = 1, **how: Any
-) -> Iterator[Event]:
+def stream(model: LlamaCppModel, prompts: Sequence[list[int]], options: GenArguments, **how: Any) -> Iterator[Event]:
     """As `engine.stream`, one prompt after the other, whatever `batch_size`."""
-    return engine.stream(model, _fitting(model, prompts, options), options, batch_size=1, **how)  # type: ignore
+    return engine.stream(model, _fitting(model, prompts, options), options, **how)  # type: ignore
 
 
-def decode(
-    model: LlamaCppModel, prompts: Sequence[list[int]], options: GenArguments, *, batch_size: int = 1, **how: Any
-) -> list[Trace]:
+def decode(model: LlamaCppModel, prompts: Sequence[list[int]], options: GenArguments, **how: Any) -> list[Trace]:
     """As `engine.decode`, one prompt after the other, whatever `batch_size`."""
-    return engine.decode(model, _fitting(model, prompts, options), options, batch_size=1, **how)  # type: ignore
+    return engine.decode(model, _fitting(model, prompts, options), options, **how)  # type: ignore
 
 
 def _fitting(model: LlamaCppModel, prompts: Sequence[list[int]], options: GenArguments) -> Sequence[list[int]]:
@@ -141,7 +138,3 @@ class LlamaCppGenerator(Generator):
         """Load a GGUF file: its path, or hub owner/name/file. `context`, `token` and `llama` as for `load`."""
         model, tokenizer = load(ModelArguments(**model_section(name)), context or "soft", token, **llama)
         return cls(model, tokenizer)
-
-    def generate_traces(self, prompt_or_prompts: Any, operator: Any = None, **given: Any) -> Trace | list[Trace]:
-        """As `Generator.generate_traces`, one prompt after the other."""
-        return super().generate_traces(prompt_or_prompts, operator, **given | {"batch_size": 1})

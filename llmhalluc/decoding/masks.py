@@ -28,7 +28,8 @@ def mask_maker(model: PreTrainedModel) -> Callable[[torch.Tensor, int, bool], to
         )
     if config._attn_implementation not in ("sdpa", "eager"):
         raise UserError(f"model.attn_implementation is {config._attn_implementation}, decoding takes sdpa or eager")
-    eager, lowest = config._attn_implementation == "eager", torch.finfo(model.dtype).min
+    eager, dtype = config._attn_implementation == "eager", model.dtype
+    lowest = torch.finfo(dtype).min
 
     def mask(positions_B, highest, same, kind):
         if same and (kind == "full_attention" or highest < window):
@@ -38,9 +39,7 @@ def mask_maker(model: PreTrainedModel) -> Callable[[torch.Tensor, int, bool], to
         if kind == "sliding_attention":
             seen_BW &= columns_W > positions_B[:, None] - window
         seen = seen_BW[:, None, None]
-        return (
-            torch.zeros(seen.shape, dtype=model.dtype, device=seen.device).masked_fill(~seen, lowest) if eager else seen
-        )
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, lowest) if eager else seen
 
     if len(kinds) == 1:
         return lambda positions_B, highest, same: mask(positions_B, highest, same, kinds[0])

@@ -1,6 +1,7 @@
 """What a caller may say about a generation, checked before torch is imported."""
 
 import dataclasses
+import importlib.util
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from llmhalluc.decoding.operators import OPERATORS
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.checks import key_problem
 from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.parser import make
 
 # Where generating freely differs from the `gen` section, whose defaults are for measuring.
 DEFAULTS = {"max_new_tokens": 100, "temperature": 1.0, "top_k": 50, "stop_sequences": None, "seed": None}
@@ -43,7 +45,7 @@ def generation_options(given: dict[str, Any]) -> GenArguments:
     if problems:
         raise UserError(*problems)
     seed = values.pop("seed")
-    return GenArguments(**values, stop=stops, seed=secrets.randbits(32) if seed is None else seed)
+    return make(GenArguments, values | {"stop": stops, "seed": secrets.randbits(32) if seed is None else seed})
 
 
 def operator_parameters() -> dict[str, list[str]]:
@@ -54,6 +56,7 @@ def operator_parameters() -> dict[str, list[str]]:
 
 def model_section(name: str, **more: Any) -> dict[str, Any]:
     """The `model` section for a hub name, a folder, package:NAME or a GGUF file's path."""
+    name = only_gguf(name)
     if not name.endswith(".gguf"):
         return {"name_or_path": name, **more}
     folder, _, file = name.rpartition("/")
@@ -61,6 +64,15 @@ def model_section(name: str, **more: Any) -> dict[str, Any]:
     if not path.is_file() and (folder.count("/") != 1 or path.parent.is_dir() or name[0] in "./~"):
         raise UserError(f"model is {name}, a GGUF file that does not exist: correct the path")
     return {"name_or_path": folder or ("." if "/" not in name else "/"), "gguf_file": file, **more}
+
+
+def only_gguf(name: str) -> str:
+    """The path of the one GGUF file where a package or a folder holds nothing else to load, else `name`."""
+    package = name.removeprefix("package:")
+    spec = importlib.util.find_spec(package) if package != name and package.isidentifier() else None
+    folder = Path(*(spec.submodule_search_locations or ()) if spec else [name]).expanduser()
+    files = [] if (folder / "config.json").exists() else sorted(folder.glob("*.gguf"))
+    return str(files[0]) if len(files) == 1 else name
 
 
 def nearest(name: str, known) -> str:

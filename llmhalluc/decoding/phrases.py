@@ -43,7 +43,7 @@ class BannedPhrases:
         if not strings and not regexes:
             raise UserError("phrases and patterns are both empty: give at least one")
         self.patterns = [(_compiled(regex, ignore_case), hardness) for regex, hardness in regexes.items()]
-        self.reader = _Reader(tokenizer, strings, str.casefold if ignore_case else str, special=False)
+        self.reader = Reader(tokenizer, strings, str.casefold if ignore_case else str, special=False)
 
     def __call__(self, step: Step) -> dict[int, Erase]:
         wishes = ((i, self._wish(row)) for i, row in enumerate(step.rows))
@@ -88,8 +88,8 @@ class Replace:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        find: str,
-        write: str,
+        find: str = "",
+        write: str | None = None,
         at_least: int = 0,
         at_most: int | None = None,
     ):
@@ -106,7 +106,7 @@ class Replace:
         self.find, self.write, self.at_least, self.at_most = find, write, at_least, at_most
         self.tokenizer, self.source = tokenizer, f"replace {find!r}"
         special = bool({*tokenizer.encode(find, add_special_tokens=False)} & {*tokenizer.all_special_ids})
-        self.reader = _Reader(tokenizer, {find: 0.0}, str, special, self.source)
+        self.reader = Reader(tokenizer, {find: 0.0}, str, special, self.source)
 
     def __call__(self, step: Step) -> dict[int, Erase]:
         wishes = ((i, self._wish(row)) for i, row in enumerate(step.rows))
@@ -148,7 +148,7 @@ class _Entry(NamedTuple):
     writes: int  # replacements of ours so far
 
 
-class _Reader:
+class Reader:
     """Follows the surviving text of rows, a token at a time, and finds strings in it.
 
     fold is applied to strings and text; special says whether special tokens are part of the text; with `writer` the
@@ -167,7 +167,7 @@ class _Reader:
         folded: dict[str, float] = {}
         for string, penalty in strings.items():
             folded[fold(string)] = min(penalty, folded.get(fold(string), 0.0))
-        self.automaton = _Automaton(folded)
+        self.automaton = Automaton(folded)
         self.added = functools.lru_cache(1 << 16)(functools.partial(_added, tokenizer, special))
 
     def read(self, row: Row) -> list[tuple[int, float]]:
@@ -224,7 +224,7 @@ class _Reader:
         return "".join(parts)[-size:]
 
 
-class _Automaton:
+class Automaton:
     """Aho–Corasick: finds all strings that end in a text in one pass over it (Aho and Corasick, 1975)."""
 
     def __init__(self, strings: Mapping[str, float]):

@@ -14,11 +14,12 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
+from llmhalluc.decoding.rows import Row
 from llmhalluc.hparams.gen_args import GenArguments
 
 
 def choose(
-    logits_BV: torch.Tensor, rows: list, options: GenArguments, erase_id: int | None, backtrack_id: int | None
+    logits_BV: torch.Tensor, rows: list[Row], options: GenArguments, erase_id: int | None, backtrack_id: int | None
 ) -> tuple[list[int], list[float]]:
     """The ids, argmax at temperature 0 and else a draw from the row's own stream, and their log-probabilities.
 
@@ -32,14 +33,14 @@ def choose(
 
 
 def _choose(logits_BV, rows, options, erase_id, backtrack_id) -> list[int]:
-    penalties = _penalties(rows, options, erase_id, backtrack_id, logits_BV.shape[1])
+    added = penalties(rows, options, erase_id, backtrack_id, logits_BV.shape[1])
     biased = erase_id is not None and options.backtrack_bias
-    if penalties or biased:
+    if added or biased:
         logits_BV = logits_BV.clone()
     if biased:
         logits_BV[:, erase_id] += options.backtrack_bias
-    if penalties:
-        in_rows, ids, values = zip(*penalties, strict=True)
+    if added:
+        in_rows, ids, values = zip(*added, strict=True)
         logits_BV[list(in_rows), list(ids)] += torch.tensor(values, dtype=logits_BV.dtype, device=logits_BV.device)
     if options.repetition_penalty not in (None, 1.0):
         penalty = RepetitionPenaltyLogitsProcessor(options.repetition_penalty)
@@ -56,25 +57,27 @@ def _choose(logits_BV, rows, options, erase_id, backtrack_id) -> list[int]:
     return (at_B1 if ids_BK is None else ids_BK.gather(1, at_B1))[:, 0].tolist()
 
 
-def budget(options: GenArguments) -> int:
-    """Erasures that BACKTRACK may make in a completion, and the operator as many again."""
-    return options.max_new_tokens // 2 if options.max_erasures is None else options.max_erasures
+def budget(options: GenArguments, row: Row) -> int:
+    """Erasures that BACKTRACK may make in the row's completion, and the operator as many again."""
+    return row.limit // 2 if options.max_erasures is None else options.max_erasures
 
 
-def _penalties(rows, options, erase_id, backtrack_id, n_vocabulary) -> list[tuple[int, int, float]]:
-    """(row, token, what is added to its logit)."""
-    penalties: list[tuple[int, int, float]] = []
+def penalties(
+    rows: list[Row], options: GenArguments, erase_id: int | None, backtrack_id: int | None, n_vocabulary: float
+) -> list[tuple[int, int, float]]:
+    """What is banned or nudged at the rows' places: (row, token, what is added to its logit)."""
+    found: list[tuple[int, int, float]] = []
     for i, row in enumerate(rows):
         place = len(row.surviving)
-        no_erasure = erase_id is None or not place or row.tape.erased - row.rewound >= budget(options)
+        no_erasure = erase_id is None or not place or row.tape.erased - row.rewound >= budget(options, row)
         if backtrack_id is not None and no_erasure:
-            penalties.append((i, backtrack_id, -math.inf))
+            found.append((i, backtrack_id, -math.inf))
         at_place = row.penalties.get(place)
         # Where every token is banned and nothing may be erased, the bans are lifted: a prompt must end.
         closed = backtrack_id is not None and no_erasure
         if at_place and list(at_place.values()).count(-math.inf) + closed < n_vocabulary:
-            penalties += [(i, token, penalty) for token, penalty in at_place.items()]
-    return penalties
+            found += [(i, token, penalty) for token, penalty in at_place.items()]
+    return found
 
 
 def _warpers(options: GenArguments) -> LogitsProcessorList:

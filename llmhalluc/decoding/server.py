@@ -7,7 +7,6 @@ of BACKTRACKs does, so a server that caches prefixes computes little twice.
 import http.client
 import json
 import math
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -17,10 +16,9 @@ from urllib.parse import urlsplit
 
 from transformers import PreTrainedTokenizerBase
 
-from llmhalluc.backtrack import Tape
-from llmhalluc.decoding.engine import _end, _Run, _trace, _write, check_prompts
+from llmhalluc.decoding.emit import Rules, check_prompts, end, new_row, trace_of, write
 from llmhalluc.decoding.rows import Row, Trace
-from llmhalluc.decoding.sampling import _penalties
+from llmhalluc.decoding.sampling import penalties
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.gen_args import GenArguments
 
@@ -63,22 +61,17 @@ def decode_remote(
         raise UserError(f"the server's address is {url!r}: give one that begins with http:// or https://")
     if options.ban_erased and backtrack_id is not None and not logit_bias:
         raise UserError("gen.ban_erased is true, but without logit_bias a server bans nothing: set it to false")
-    run = _Run(
-        None, options, set(eos_ids), backtrack_id if options.backtrack else None, backtrack_id, context, tokenizer,
-        None, None, None,
-    )  # fmt: skip
+    if options.compile:
+        raise UserError("gen.compile is true, but a server compiles its own model or none: set it to false")
+    rules = Rules(options, frozenset(eos_ids), backtrack_id, context, tokenizer)
     connect = partial(_Server, url, headers or {}, timeout, retries)
     if api == "openai" and model is None:
         model = next((entry["id"] for entry in connect().ask("GET", "/v1/models").get("data") or []), None)
     keys = keys or [str(i) for i in range(len(prompts))]
-    rows = [
-        Row(index=i, prompt_ids=prompt, tape=Tape(prompt, run.erase_id, context), feed=(prompt[-1], len(prompt) - 1),
-            draws=random.Random(f"{options.seed}-{keys[i]}"), limit=options.max_new_tokens)
-        for i, prompt in enumerate(prompts)
-    ]  # fmt: skip
+    rows = [new_row(rules, i, prompt, keys[i], options.max_new_tokens) for i, prompt in enumerate(prompts)]
     traces: list[Trace] = [None] * len(prompts)  # type: ignore[list-item]  # each is set when its row ends
     with ThreadPoolExecutor(max(1, min(concurrency, len(prompts)))) as pool:
-        jobs = {pool.submit(_complete, run, connect(), APIS[api], row, model, logit_bias): row.index for row in rows}
+        jobs = {pool.submit(_complete, rules, connect(), APIS[api], row, model, logit_bias): row.index for row in rows}
         try:
             for job in as_completed(jobs):
                 traces[jobs[job]] = job.result()
@@ -110,23 +103,23 @@ class _Api(NamedTuple):
     read: Callable[[dict[str, Any]], tuple[list[int], list[float]] | None]
 
 
-def _complete(run: _Run, server: "_Server", api: _Api, row: Row, model: str | None, logit_bias: bool) -> Trace:
+def _complete(rules: Rules, server: "_Server", api: _Api, row: Row, model: str | None, logit_bias: bool) -> Trace:
     """Ask until the row ends; a request is never longer than its bans and its prompt hold."""
-    options, erase_id = run.options, run.erase_id
+    options, erase_id = rules.options, rules.erase_id
     while not row.finish_reason:
         place = len(row.surviving)
-        bias = {token: value for _, token, value in _penalties([row], options, erase_id, run.backtrack_id, math.inf)}
+        bias = {token: value for _, token, value in penalties([row], options, erase_id, rules.backtrack_id, math.inf)}
         banned = {token for token, value in bias.items() if value == -math.inf}
         if erase_id is not None and options.backtrack_bias:
             bias[erase_id] = bias.get(erase_id, 0.0) + options.backtrack_bias
         # What is banned here is not banned at the next place, and in `block` the next token hides the error.
         one = place in row.penalties or (erase_id is not None and not place)
-        one |= run.context == "block" and row.completion_ids[-1:] == [erase_id]
+        one |= rules.context == "block" and row.completion_ids[-1:] == [erase_id]
         stops = erase_id is not None and erase_id not in banned
         count = 1 if one else row.limit - len(row.completion_ids)
         request = _Request(
             row.tape.columns, min(count, CHUNK) if stops and api is APIS["llamacpp"] else count,
-            bias if logit_bias else {}, sorted(run.eos_ids | ({erase_id} if stops else set())),
+            bias if logit_bias else {}, sorted(rules.eos_ids | ({erase_id} if stops else set())),
             row.draws.getrandbits(31), options, model,
         )  # fmt: skip
         answer = api.read(server.ask("POST", api.path, api.body(request)))
@@ -139,15 +132,15 @@ def _complete(run: _Run, server: "_Server", api: _Api, row: Row, model: str | No
         for token, logprob in list(zip(*answer, strict=True))[:count]:
             if token in banned and logit_bias:
                 raise UserError(f"the server at {server.url} wrote token {token} against logit_bias: set it to false")
-            if token in banned and token == run.backtrack_id:
+            if token in banned and token == rules.backtrack_id:
                 row.finish_reason = "budget"
                 break
-            _write(run, row, token, logprob, [])
-            _end(run, row)
+            write(rules, row, token, logprob, [])
+            end(rules, row)
             if row.finish_reason or token == erase_id:
                 break
     server.close()
-    return _trace(row, run.tokenizer)
+    return trace_of(row, rules.tokenizer)
 
 
 class _Server:

@@ -21,23 +21,27 @@ from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.parser import build
 
 COMMANDS = {
-    "/operator": "/operator NAME [name=value ...], or none: who erases beside the model's own BACKTRACK",
-    "/set": "/set name=value ...: generation settings and parameters of the operator",
+    "/operator": "NAME [name=value ...]: who erases beside the model's own BACKTRACK; none for nobody",
+    "/set": "name=value ...: generation settings and parameters of the operator",
     "/reset": "forget the conversation",
     "/stats": "what was emitted, kept and erased so far, and the settings",
     "/help": "these lines",
-    "/quit": "leave (so does Ctrl-D)",
+    "/quit": "leave (so does Ctrl-D); Ctrl-C stops an answer",
 }
+USAGE = """%(prog)s MODEL [--operator NAME] [--set name=value ...] [--device DEVICE] [--dtype DTYPE]
+                        [--llamacpp] [--context CONTEXT] [--system TEXT] [--raw] [-v]"""
 GHOST_SECONDS = 0.7  # how long erased text stays to be seen
 logger = logging.getLogger(__name__)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line. Prints and exits for --help and for what argparse refuses."""
+    operators = ", ".join(f"{name} ({', '.join(own)})" if own else name for name, own in operator_parameters().items())
     parser = argparse.ArgumentParser(
         "backtracking-llm",
+        usage=USAGE,  # argparse would put MODEL behind --set, which takes all that follows
         description="Chat with a model that takes back what it finds wrong. Piped, it answers each line of its input.",
-        epilog=f"Operators: {', '.join(operator_parameters())}. Settings: {', '.join(NAMES)}. "
+        epilog=f"Operators with their parameters: {operators}. Settings: {', '.join(NAMES)}. "
         f"In the chat: {', '.join(COMMANDS)}.",
     )
     parser.add_argument("model", metavar="MODEL", help="hub name, folder, package:NAME or GGUF file")
@@ -61,12 +65,13 @@ def chat(argv: list[str]) -> None:
     settings.choose(args.operator)
     settings.set(args.set)
     given = {"device": args.device, "dtype": args.dtype}
-    section = model_section(args.model, **{name: value for name, value in given.items() if value})
+    section = model_section(args.model, **{key: value for key, value in given.items() if value})
     build({"model": section}, ("model",))
     if args.llamacpp and (given["device"] or given["dtype"] or "gguf_file" not in section):
         raise UserError("--llamacpp takes a GGUF file as it is: give its path, and neither --device nor --dtype")
-    logging.basicConfig(level=logging.INFO if args.verbose else logging.ERROR, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    logging.getLogger("llmhalluc").setLevel(logging.INFO if args.verbose else logging.ERROR)
+    logging.getLogger("huggingface_hub").propagate = False  # it prints by itself, and every line would come twice
     if args.operator is not None and args.operator not in TEXT_OPERATORS:
         from llmhalluc.decoding.operators import make_operator
 
@@ -92,6 +97,7 @@ def chat(argv: list[str]) -> None:
         "%s (%s, %s) on %s in %s, context %s, %.1f s", args.model, generator.model.config.model_type, about,
         generator.model.device, generator.model.dtype, generator.context, time.monotonic() - begun,
     )  # fmt: skip
+    sys.stdin.reconfigure(errors="replace")
     session = Session(ChatPipeline(generator, args.system, args.raw), settings)
     if sys.stdin.isatty() and sys.stdout.isatty():
         session.talk(Console(highlight=False, markup=False, emoji=False))

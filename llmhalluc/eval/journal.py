@@ -1,13 +1,11 @@
 """Finished traces on disk, one JSON a line, so that an interrupted evaluation goes on where it stopped."""
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from llmhalluc.decoding.rows import Erasure, Trace
+from llmhalluc.extras.lines import go_on
 
 
 class Journal:
@@ -19,15 +17,9 @@ class Journal:
 
     def __init__(self, path: Path):
         self._found: dict[str, dict] = {}
-        path.touch()
-        whole = path.read_bytes()
-        whole = whole[: whole.rfind(b"\n") + 1]
-        for line in whole.splitlines():
-            record = json.loads(line)
+        records, self._file = go_on(path)
+        for record in records:
             self._found[record.pop("key")] = record
-        self._file = path.open("r+")
-        self._file.truncate(len(whole))
-        self._file.seek(len(whole))
 
     def get(self, key: str, prompt_ids: list[int]) -> Trace | None:
         """The trace written under `key`, or None."""
@@ -49,12 +41,3 @@ class Journal:
 
     def __exit__(self, *exception):
         self._file.close()
-
-
-def fingerprint(model: torch.nn.Module) -> str:
-    """SHA-256 of a model's weights: names, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, weight in model.state_dict().items():
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -28,20 +28,27 @@ class Counts(NamedTuple):
     wrong_erased: int | None = None
 
 
-ERASE = -1  # stands for a BACKTRACK where a model has none
+ERASE = -1  # stands for whatever erases a token, where a trace is spelled out
 
 
-def spelled_out(completion_ids: Sequence[int], backtrack_id: int | None, events: Sequence[Any]) -> list[int]:
-    """The trace with a BACKTRACK (ERASE for a model that has none) for each token that an operator erased.
+def spelled_out(
+    completion_ids: Sequence[int], backtrack_id: int | None, events: Sequence[Any]
+) -> tuple[list[int], list[str | None]]:
+    """The trace with an ERASE for each BACKTRACK and for each token that an operator erased; and whose each one is.
 
-    `events` are a Trace's Erasures: those by the BACKTRACK itself stand in the trace already.
+    `events` are a Trace's Erasures: those by the BACKTRACK itself stand in the trace already. The second list holds
+    "BACKTRACK" or the operator's name at an ERASE, None at a token.
     """
-    ids, done, erase = [], 0, ERASE if backtrack_id is None else backtrack_id
-    for at, n, source in events:
+    ids: list[int] = []
+    names: list[str | None] = []
+    done = 0
+    for at, n, source in [*events, (len(completion_ids), 0, "")]:
         if source != "BACKTRACK":
-            ids += [*completion_ids[done:at], *[erase] * n]
+            stretch = completion_ids[done:at]
+            ids += [ERASE if token == backtrack_id else token for token in stretch] + [ERASE] * n
+            names += ["BACKTRACK" if token == backtrack_id else None for token in stretch] + [source] * n
             done = at
-    return [*ids, *completion_ids[done:]]
+    return ids, names
 
 
 def count(
@@ -54,19 +61,18 @@ def count(
     with the gold up to its depth; it is wrong when it differs from the gold token at its depth, or stands after a wrong
     one.
     """
-    emitted, completion_ids = len(completion_ids), spelled_out(completion_ids, backtrack_id, events)
-    backtrack_id = ERASE if backtrack_id is None else backtrack_id
-    kept = replay(completion_ids, backtrack_id)
+    ids, _ = spelled_out(completion_ids, backtrack_id, events)
+    kept = replay(ids, ERASE)
     # Without a prompt, the position a `block` layout gives a token is the number of survivors before it.
-    depths = layout([], completion_ids, backtrack_id, "block").position_ids
-    tokens = [i for i, token in enumerate(completion_ids) if token != backtrack_id]
-    counts = Counts(emitted, len(kept), len(tokens) - len(kept))
+    depths = layout([], ids, ERASE, "block").position_ids
+    tokens = [i for i, token in enumerate(ids) if token != ERASE]
+    counts = Counts(len(completion_ids), len(kept), len(tokens) - len(kept))
     if gold_ids is None:
         return counts
     survivors, right_at, wrong = set(kept), {-1: True}, []
     for i in tokens:
         depth = depths[i]
-        agrees = depth < len(gold_ids) and completion_ids[i] == gold_ids[depth]
+        agrees = depth < len(gold_ids) and ids[i] == gold_ids[depth]
         right_at[depth] = agrees and right_at[depth - 1]
         if not right_at[depth]:
             wrong.append(i)

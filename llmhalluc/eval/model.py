@@ -15,12 +15,13 @@ from tqdm import tqdm
 
 from llmhalluc.decoding.engine import decode
 from llmhalluc.decoding.rows import Trace
-from llmhalluc.eval.journal import Journal, fingerprint
+from llmhalluc.eval.journal import Journal
 from llmhalluc.eval.metrics import count, trace_metrics
 from llmhalluc.eval.variants import GEN_KEYS, Variant, operator_of
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.models.helper import fingerprint
 from llmhalluc.models.loader import load
 
 logger = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ def evaluate(config: "Config") -> dict[str, Any]:
     evaluation of the same configuration goes on; eval.overwrite starts over. Raises UserError for bad input, before
     the model is loaded where it can be known then.
     """
-    variants = make_variants(config.gen, config.eval.variants)
+    variants = make_variants(config.gen, config.gen_given, config.eval.variants)
     from llmhalluc.eval.journal import Journal
     from llmhalluc.eval.model import BacktrackLM
     from llmhalluc.eval.tasks import load_tasks

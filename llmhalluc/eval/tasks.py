@@ -20,8 +20,10 @@ from llmhalluc.hparams.eval_args import EvalArguments
 def load_tasks(settings: EvalArguments, sudoku_test_percent: int) -> tuple[TaskManager, list[Task | Group]]:
     """The tasks of `settings.tasks`, built once for all variants, and the index that knows them.
 
-    Raises UserError for an unknown task, a data file of no use, or few-shot examples from nowhere.
+    Raises UserError for an unknown task or none, a data file of no use, or few-shot examples from nowhere.
     """
+    if not settings.tasks:
+        raise UserError("eval.tasks is empty: name at least one task")
     for table in ("data_files", "fewshot_files"):
         for name in getattr(settings, table).keys() - set(settings.tasks):
             raise UserError(f"eval.{table} names {name}, which is not among eval.tasks: {', '.join(settings.tasks)}")

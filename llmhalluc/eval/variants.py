@@ -1,6 +1,6 @@
 """Which decoding options hold: the `gen` section, a variant of it, or the task's own generation_kwargs.
 
-The order, highest first: keys of the variant; keys of `gen` that differ from their default; the task's
+The order, highest first: keys of the variant; keys of `gen` that were given, be it their default; the task's
 generation_kwargs (max_gen_toks is gen's max_new_tokens); the defaults of `gen`. Stop strings add up instead: `until` of
 the task always stops, and `stop` of gen or the variant beside it.
 """
@@ -55,13 +55,12 @@ def operator_of(options: GenArguments) -> Operator | None:
     return make_operator(options.operator, **options.operator_args)
 
 
-def make_variants(gen: GenArguments, changes: dict[str, dict[str, Any]]) -> dict[str, Variant]:
-    """The variants of an evaluation by name; without any, the one named default.
+def make_variants(gen: GenArguments, given: frozenset[str], changes: dict[str, dict[str, Any]]) -> dict[str, Variant]:
+    """The variants of an evaluation by name; without any, the one named default. `given`: keys of `gen` asked for.
 
     Raises UserError with a sentence for each unknown key and each value that `gen` would not take.
     """
-    kinds, defaults = get_type_hints(GenArguments), GenArguments()
-    given = {key for key in GEN_KEYS if getattr(gen, key) != getattr(defaults, key)}
+    kinds = get_type_hints(GenArguments)
     variants, errors = {}, []
     for name, keys in (changes or {"default": {}}).items():
         problems = []
@@ -75,7 +74,7 @@ def make_variants(gen: GenArguments, changes: dict[str, dict[str, Any]]) -> dict
             elif problem := key_problem(dotted, value, kinds[key], f"gen.{key}"):
                 problems.append(problem)
         if not problems:
-            variants[name] = Variant(replace(gen, **keys), frozenset(given | keys.keys()))
+            variants[name] = Variant(replace(gen, **keys), given | keys.keys())
             try:
                 operator_of(variants[name].options)
             except UserError as error:

@@ -13,7 +13,7 @@ from typing import Any
 from llmhalluc.exp import results as tables
 from llmhalluc.exp import samples
 from llmhalluc.exp.grid import Cell, flat
-from llmhalluc.hparams import parser
+from llmhalluc.exp.page import fill, made_at
 from llmhalluc.hparams.exp_args import ExpArguments
 
 TEMPLATE = Path(__file__).with_name("template.html")
@@ -53,22 +53,16 @@ def write(
         **svg,
         "stepper": "" if games else "hidden",
         "samples": samples.to_html(chosen),
-        "config": html.escape(parser.to_yaml(results["config"])),
-        "environment": html.escape(json.dumps(results["environment"], indent=2)),
         "games": _json(games),
     }
-    # One pass: what a part holds is not searched again.
-    page = re.sub(r"<!--(\w+)-->", lambda match: parts[match[1]], TEMPLATE.read_text(encoding="utf-8"))
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    (folder / "report.html").write_text(fill(TEMPLATE, results, parts), encoding="utf-8")
 
 
 def _subtitle(results: dict[str, Any], rows: list[dict]) -> str:
-    environment = results["environment"]
     arms = len({tables.label(row["arm"], row["point"]) for row in rows})
     cells = len({row["cell"] for row in results["rows"]} - {None})
-    time = environment["time"].replace("T", " ").replace("+00:00", " UTC")
-    commit = f" · commit {environment['commit'][:10]}" if environment["commit"] else ""
-    return f"{arms} arm{'s' * (arms != 1)}, {cells} trained model{'s' * (cells != 1)} · {time}{commit}"
+    when = made_at(results["environment"])
+    return f"{arms} arm{'s' * (arms != 1)}, {cells} trained model{'s' * (cells != 1)} · {when}"
 
 
 def _card(rows: list[dict], group: tuple[str, str], baseline: str) -> str:

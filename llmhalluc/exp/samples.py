@@ -1,4 +1,4 @@
-"""The traces that report.html shows: which problems, text with erased parts marked, Sudoku boards."""
+"""The traces that report.html shows: which problems, their cards, Sudoku boards."""
 
 import html
 import json
@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from llmhalluc.exp import results as tables
 from llmhalluc.exp.grid import Cell
-from llmhalluc.exp.traces import Decode, frames, pieces
+from llmhalluc.exp.page import sample_card, sample_line
+from llmhalluc.exp.traces import Decode, frames
 from llmhalluc.train.base import final_model
 
 
@@ -79,14 +80,14 @@ def games(chosen: dict[tuple[str, str], Chosen], accuracy: dict[str, float], bas
         for key, arms in by_problem.items():
             for arm, (sample, decode, backtrack_id) in arms.items():
                 doc = sample["doc"]
-                if decode is None or not {"puzzle", "solution"} <= doc.keys():
+                if decode is None or sample["completion_ids"] is None or not {"puzzle", "solution"} <= doc.keys():
                     continue
                 number = numbers.setdefault((task, key), len(numbers))
                 if number == len(problems):
                     name = str(sample["doc_id"] + 1)
                     problems.append({"name": name, "puzzle": doc["puzzle"], "solution": doc["solution"]})
-                steps = frames(doc["puzzle"], sample["completion_ids"], backtrack_id, decode)
-                run = {"steps": steps, "correct": bool(sample["correct"])}
+                steps = frames(doc["puzzle"], sample["completion_ids"], backtrack_id, decode, sample["events"])
+                run = {"steps": steps, "correct": bool(sample["correct"]), "emitted": sample["emitted"]}
                 several = len({task for task, _ in chosen}) > 1
                 runs.setdefault(f"{task}, {variant}" if several else variant, {}).setdefault(arm, {})[number] = run
     if not runs:
@@ -116,23 +117,5 @@ def to_html(chosen: dict[tuple[str, str], Chosen]) -> str:
 
 def _card(arms: dict[str, Shown]) -> str:
     sample, decode, _ = next(iter(arms.values()))
-    prompt = f"<pre>{html.escape(decode(sample['prompt_ids']))}</pre>" if decode else ""
-    lines = "".join(_line(arm, *shown) for arm, shown in arms.items())
-    return (
-        f"<div class='card'><h3>Problem {sample['doc_id'] + 1}</h3>"
-        f"<details class='soft'><summary>prompt and target</summary>{prompt}"
-        f"<pre>{html.escape(str(sample['target']))}</pre></details>{lines}</div>"
-    )
-
-
-def _line(arm: str, sample: dict[str, Any], decode: Decode | None, backtrack_id: int | None) -> str:
-    marks = {"kept": "{}", "erased": "<del>{}</del>", "back": "<span class='back' title='BACKTRACK'>⌫</span>"}
-    parts = pieces(sample["completion_ids"], backtrack_id, decode) if decode else [("kept", sample["text"])]
-    text = "".join(marks[kind].format(html.escape(text)) for kind, text in parts)
-    verdict = "<span class='ok'>✓</span>" if sample["correct"] else "<span class='no'>✗</span>"
-    cut = " <span class='soft'>… cut off</span>" if sample["finish_reason"] == "length" else ""
-    counts = f"{sample['emitted']} tokens, {sample['erasures']} erased"
-    return (
-        f"<div class='run'><div>{verdict} {html.escape(arm)}<small>{counts}</small></div>"
-        f"<div class='trace'>{text.strip()}{cut}</div></div>"
-    )
+    lines = "".join(sample_line(arm, *shown) for arm, shown in arms.items())
+    return sample_card(f"Problem {sample['doc_id'] + 1}", sample, decode, lines)

@@ -23,6 +23,7 @@ NOT_IDENTITY = {
     *("train.resume", "train.overwrite", "train.output_dir", "eval.overwrite", "eval.output_dir"),
     *("train.report_to", "train.run_name", "train.disable_tqdm", "train.dataloader_num_workers"),
     *("exp.overwrite", "exp.output_dir", "exp.parallel", "exp.python", "exp.reference"),
+    *("selfgen.overwrite", "selfgen.output_dir", "selfgen.batch_size"),
     *("data.num_proc", "eval.batch_size"),
 }  # fmt: skip
 _PACKAGES = ("llmhalluc", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers",
@@ -36,7 +37,7 @@ def open_run(
 ) -> Iterator[Path]:
     """Create and lock `folder` for the run whose resolved config is `record`; write run.json; yield the path.
 
-    A folder that holds the same run goes on with `resume` (or when nothing but run.json was written yet).
+    A folder that holds the same run goes on with `resume`; one that holds nothing but run.json is anybody's.
     `overwrite` deletes what an earlier run left. Of several processes (RANK) only the first locks and writes.
     Raises UserError when the folder is in use, holds another run, or holds files that are no run's.
     """
@@ -84,7 +85,7 @@ def is_main_process() -> bool:
 def _claim(folder: Path, record: dict, overwrite: bool, resume: bool) -> None:
     """Empty the folder or leave it, as the flags say; raise UserError when neither is allowed."""
     present = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    if not present:
+    if not present - {RECORD}:  # nothing came of it: a mistake that was told after the folder was made
         return
     if RECORD not in present:
         raise UserError(f"output_dir {folder} holds files that no run of ours wrote: choose another output_dir")
@@ -106,7 +107,7 @@ def _claim(folder: Path, record: dict, overwrite: bool, resume: bool) -> None:
             f"output_dir {folder} holds another run ({'; '.join(differing[:5])}{more}): "
             "choose another output_dir or set overwrite=true"
         )
-    if present != {RECORD} and not resume:
+    if not resume:
         raise UserError(
             f"output_dir {folder} holds this very run already: set resume=true to go on, overwrite=true to "
             "start over, or choose another output_dir"

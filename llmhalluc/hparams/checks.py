@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from llmhalluc.backtrack import CONTEXTS
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.data_args import is_file_name, refuse_evaluation_split
+from llmhalluc.hparams.reward_args import COMPONENTS, law5_problems
 
 # Intervals: a square bracket includes its end, a round one does not.
 RANGES = {
@@ -39,6 +40,23 @@ RANGES = {
     "train.per_device_eval_batch_size": "[1, inf)",
     "train.gradient_accumulation_steps": "[1, inf)",
     "train.max_length": "[1, inf)",
+    "train.beta": "[0, inf)",
+    "train.loss_decay": "(0, 1]",
+    "train.keep_share": "[0, 1)",
+    "train.num_generations": "[2, inf)",
+    "train.max_completion_length": "[1, inf)",
+    "train.rollout_batch_size": "[1, inf)",
+    "train.temperature": "(0, inf)",
+    "reward.curriculum_end": "(0, 1]",
+    "reward.erasure_scale": "(0, inf)",
+    "reward.verify_timeout": "(0, inf)",
+    "selfgen.samples": "[1, inf)",
+    "selfgen.temperature": "[0, inf)",
+    "selfgen.batch_size": "[1, inf)",
+    "selfgen.rollouts": "[1, inf)",
+    "selfgen.value_threshold": "[0, 1)",
+    "selfgen.max_rollouts": "[0, inf)",
+    "selfgen.clean_share": "[0, 1)",
     "gen.max_new_tokens": "[1, inf)",
     "gen.temperature": "[0, inf)",
     "gen.top_k": "[1, inf)",
@@ -63,12 +81,24 @@ RANGES = {
 }
 # Choices of keys whose type is wider than what they take.
 CHOICES = {
-    "data.converter": ("sft", "backtrack", "gsm8k", "gsm8k_backtrack", "squad", "sudoku", "sudoku_backtrack"),
+    "data.converter": (
+        "sft",
+        "backtrack",
+        "dpo",
+        "backtrack_dpo",
+        "gsm8k",
+        "gsm8k_backtrack",
+        "squad",
+        "sudoku",
+        "sudoku_backtrack",
+        "selfgen",
+    ),
     "eval.sudoku_size": (4, 6),
     "gen.context": CONTEXTS,
 }
 # The sections of a benchmark's YAML (benchmark_args.py) that hold the keys of another section.
 ALIASES = {"model_kwargs": "model", "generation": "gen", "evaluation": "eval"}
+RANGES |= {f"reward.{name}_{stage}": "[0, inf)" for name in COMPONENTS for stage in ("start", "end")}
 for _table in (RANGES, CHOICES):
     for _alias, _section in ALIASES.items():
         _mine = [name for name in _table if name.startswith(f"{_section}.")]
@@ -161,6 +191,7 @@ def together(config: Any) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("train.resume", "train.overwrite"), "train.resume and train.overwrite are both true: keep one"
     if config.train.trl.get("hub_token") is not None:
         yield ("train.hub_token",), "train.hub_token would be saved beside the results: set HF_TOKEN instead"
+    yield from law5_problems(config.reward)
     try:
         refuse_evaluation_split(data.dataset, data.split)
     except UserError as error:

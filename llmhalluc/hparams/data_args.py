@@ -22,7 +22,9 @@ class DataArguments:
     split: str = option("train", "split that trains; the name of an evaluation split is refused")
     eval_dataset: str | None = option(None, "records for the evaluation loss during training; never corrupted")
     eval_split: str | None = option(None, "split of eval_dataset (or of dataset) for the evaluation loss")
-    converter: str = option("sft", "sft, backtrack, gsm8k, gsm8k_backtrack, squad, sudoku or sudoku_backtrack")
+    converter: str = option(
+        "sft", "sft, backtrack, gsm8k, gsm8k_backtrack, squad, sudoku, sudoku_backtrack, selfgen, dpo or backtrack_dpo"
+    )
     prompt_column: str = option("prompt", "column of the prompt (sft, backtrack)")
     completion_column: str = option("completion", "column of the answer (sft, backtrack)")
     template: Literal["none", "math", "qa"] = option("none", "prompt template of llmhalluc/prompts")

@@ -12,7 +12,9 @@ class ExpArguments:
 
     name: str = option("experiment", "title of the table and the report")
     output_dir: str = option("outputs/exp", "folder for cells, results.json, results.csv and report.html")
-    arms: dict[str, dict[str, Any]] = option({}, "name: dotted keys or sections that this arm sets")
+    arms: dict[str, dict[str, Any]] = option(
+        {}, "name: dotted keys or sections that this arm sets; start and rounds make a chain (docs/architecture.md)"
+    )
     grid: dict[str, list[Any]] = option({}, "dotted key (or seed): values; every combination is a cell of each arm")
     baseline: str | None = option(None, "arm the others are compared with; none: the first")
     parallel: int = option(1, "cells at a time; each gets an equal share of the processor's cores")

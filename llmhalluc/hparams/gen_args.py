@@ -25,4 +25,5 @@ class GenArguments:
     operator: str | None = option(None, "rule that erases, such as probability_threshold; none: BACKTRACK alone erases")
     operator_args: dict[str, Any] = option({}, "parameters of the operator that differ from its defaults")
     backtrack_every_n: int = option(1, "an operator is asked after every so many emitted tokens")
+    compile: bool = option(False, "static cache and a compiled forward: faster on a GPU after a warm-up")
     seed: int = option(0, "seed of the sampling; a prompt's draws do not depend on its batch")

@@ -6,6 +6,7 @@ makes plain data of it again, `parse` is what a program calls with its command l
 
 import copy
 import dataclasses
+import functools
 import os
 import re
 import sys
@@ -27,6 +28,8 @@ from llmhalluc.hparams.exp_args import ExpArguments
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.hparams.help import help_text
 from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.reward_args import RewardArguments
+from llmhalluc.hparams.selfgen_args import SelfgenArguments
 from llmhalluc.hparams.train_args import TrainArguments
 from llmhalluc.hparams.trl_fields import Key, trl_keys
 
@@ -35,7 +38,9 @@ SECTIONS: dict[str, Any] = {
     "data": DataArguments,
     "backtrack": BacktrackArguments,
     "train": TrainArguments,
+    "reward": RewardArguments,
     "gen": GenArguments,
+    "selfgen": SelfgenArguments,
     "eval": EvalArguments,
     "exp": ExpArguments,
 }
@@ -48,16 +53,19 @@ TRL_DEFAULTS = {"output_dir": "outputs/train"}
 
 @dataclass
 class Config:
-    """A whole configuration: one dataclass a section."""
+    """A whole configuration: one dataclass a section; `gen_given` are the keys of `gen` that win over a task's own."""
 
     model: ModelArguments = field(default_factory=ModelArguments)
     data: DataArguments = field(default_factory=DataArguments)
     backtrack: BacktrackArguments = field(default_factory=BacktrackArguments)
     train: TrainArguments = field(default_factory=TrainArguments)
+    reward: RewardArguments = field(default_factory=RewardArguments)
     gen: GenArguments = field(default_factory=GenArguments)
+    selfgen: SelfgenArguments = field(default_factory=SelfgenArguments)
     eval: EvalArguments = field(default_factory=EvalArguments)
     exp: ExpArguments = field(default_factory=ExpArguments)
     seed: int | None = None
+    gen_given: frozenset[str] = frozenset()
 
 
 def parse(argv: list[str], program: str, sections: tuple[str, ...], default: Path | None = None) -> Config:
@@ -68,7 +76,8 @@ def parse(argv: list[str], program: str, sections: tuple[str, ...], default: Pat
 def read(argv: list[str], program: str, sections: tuple[str, ...], default: Path | None = None) -> dict:
     """`parse` without the last step: the raw config of a command line."""
     if "--help" in argv or "-h" in argv:
-        groups = {name: (SECTIONS[name].__doc__, section_keys(name)) for name in sections}
+        stage = _stage(read_words([word for word in argv if word not in ("--help", "-h")], default)[0])
+        groups = {name: (SECTIONS[name].__doc__, section_keys(name, stage)) for name in sections}
         show(help_text(program, default, {"": ("Above all sections.", {"seed": SEED})} | groups))
         sys.exit(0)
     raw, problems = read_words(argv, default)
@@ -117,10 +126,10 @@ def load_raw(path: str | Path | None, overrides: Iterable[str] = ()) -> dict[str
 
 def _load(path: str | Path | None, overrides: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
     """`load_raw` that hands on its sentences, with what could be read."""
-    config: Any = OmegaConf.create()
+    plain: Any = {}
     problems: list[str] = []
     try:
-        config = _load_file(Path(path)) if path is not None else config
+        plain = _load_file(Path(path)) if path is not None else plain
     except UserError as error:
         problems += error.sentences
     for override in overrides:
@@ -128,10 +137,11 @@ def _load(path: str | Path | None, overrides: Iterable[str]) -> tuple[dict[str, 
             problems.append(f"{override} cannot be read: expected section.key=value")
             continue
         try:
-            config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+            plain = _over(plain, OmegaConf.to_container(OmegaConf.from_dotlist([override])))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             problems.append(f"{override} cannot be read: {_one_line(error)}")
     raw: dict[str, Any] = {}
+    config = OmegaConf.create(plain)
     for name in config:
         try:
             part = config[name]
@@ -162,15 +172,18 @@ def build(raw: dict[str, Any], sections: tuple[str, ...] = ()) -> Config:
             problems.append((names[0], sentence))
     if problems:
         raise UserError(*(sentence for _, sentence in problems))
+    config.gen_given = frozenset(given["gen"])
     return config
 
 
 def resolved(config: Config, sections: tuple[str, ...] = tuple(SECTIONS)) -> dict[str, Any]:
-    """The sections as plain data: `build(resolved(config)) == config`."""
+    """The sections as plain data, of `gen` the keys that were given: `build(resolved(config)) == config`."""
     plain: dict[str, Any] = {} if config.seed is None else {"seed": config.seed}
     for section in sections:
         plain[section] = dataclasses.asdict(getattr(config, section))
         plain[section] |= plain[section].pop("trl", {})
+    if "gen" in plain:  # a key that is written out would win over a task's own
+        plain["gen"] = {key: value for key, value in plain["gen"].items() if key in config.gen_given}
     return plain
 
 
@@ -204,7 +217,7 @@ def show(text: str) -> None:
 
 
 def _load_file(path: Path, seen: tuple[Path, ...] = ()) -> Any:
-    """The file over its bases, the last base on top: dicts are merged by key, lists and values replaced."""
+    """The file over its bases, the last base on top, as plain data with its `${…}` as they stand."""
     path = path.expanduser().resolve()
     if path in seen:
         raise UserError(f"base of {seen[-1]} is {path}, which is built on it: take one of the two out")
@@ -221,7 +234,15 @@ def _load_file(path: Path, seen: tuple[Path, ...] = ()) -> Any:
     bases = [base] if isinstance(base, str) else base
     if not checks.accepts(list[str], bases):
         raise UserError(f"base of {path} is {base!r}, expected a YAML file or a list of them")
-    return OmegaConf.merge(*(_load_file(path.parent / name, (*seen, path)) for name in bases), config)
+    parts = [_load_file(path.parent / name, (*seen, path)) for name in bases]
+    return functools.reduce(_over, [*parts, OmegaConf.to_container(config)], {})
+
+
+def _over(below: Any, above: Any) -> Any:
+    """`above` on top of `below`: dicts are merged by key, lists and values replaced."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    return below | {key: _over(below.get(key), value) for key, value in above.items()}
 
 
 def _spread_seed(given: dict[str, Any]) -> None:
@@ -236,9 +257,7 @@ def _problems(given: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(dotted name, sentence) of everything that can be said of one key; YAML's `no` is mended in place."""
     if sentence := checks.key_problem("seed", given.get("seed"), SEED.type, "seed"):
         yield "seed", sentence
-    stage = given["train"].get("stage") if isinstance(given.get("train"), dict) else None
-    stage = stage if checks.accepts(section_keys("train")["stage"].type, stage) else "sft"
-    known = {section: section_keys(section, stage) for section in SECTIONS}
+    known = {section: section_keys(section, _stage(given)) for section in SECTIONS}
     for section, part in given.items():
         if section == "seed":
             continue
@@ -254,6 +273,12 @@ def _problems(given: dict[str, Any]) -> Iterator[tuple[str, str]]:
             for variant, keys in variants.items() if isinstance(variants, dict) else ():
                 for _, sentence in key_problems(f"eval.variants.{variant}", keys, "gen", known):
                     yield "eval.variants", sentence
+
+
+def _stage(raw: dict[str, Any]) -> str:
+    """The stage whose TRL keys `train` takes; sft where what is given is none."""
+    stage = raw["train"].get("stage") if isinstance(raw.get("train"), dict) else None
+    return stage if stage and checks.accepts(keys_of(TrainArguments())["stage"].type, stage) else "sft"
 
 
 def key_problems(path: str, part: Any, section: str, known: dict[str, dict[str, Key]]) -> Iterator[tuple[str, str]]:

@@ -31,7 +31,7 @@ def resolve(args: ModelArguments) -> ModelArguments:
         args = replace(args, adapter=str(Path(args.adapter).expanduser()))
     folder = local_folder("model.name_or_path", args.name_or_path)
     if args.gguf_file is not None:
-        folder = _converted(_gguf_path(args, folder), dtype_of(args, auto=torch.float32))
+        folder = _converted(gguf_path(args, folder), dtype_of(args, auto=torch.float32))
     if folder is None:
         return args
     adapter = folder / "adapter_config.json"
@@ -81,6 +81,15 @@ def ship_generate(folder: str | Path) -> None:
     shutil.copyfile(constant.PACKAGE / "decoding" / "custom_generate" / "generate.py", target)
 
 
+def fingerprint(model: torch.nn.Module) -> str:
+    """SHA-256 of a model's weights: names, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def dtype_of(args: ModelArguments, auto: Any) -> Any:
     """The torch dtype that `args.dtype` names, or what `auto` stands for."""
     return auto if args.dtype == "auto" else getattr(torch, args.dtype)
@@ -114,7 +123,7 @@ def _check_weights(folder: Path) -> None:
         )
 
 
-def _gguf_path(args: ModelArguments, folder: Path | None) -> Path:
+def gguf_path(args: ModelArguments, folder: Path | None) -> Path:
     """Where the GGUF file lies; fetched when `args.name_or_path` is a hub name."""
     if folder is None:
         try:

@@ -53,7 +53,10 @@ def test_an_operators_erasure_counts_as_as_many_backtracks(ids, gold):
     expected = count(trace, BT, gold)
     for backtrack_id in (BT, None):
         assert count(bare, backtrack_id, gold, events) == expected._replace(emitted=len(bare))
-    assert spelled_out(bare, None, events) == [ERASE if token == BT else token for token in trace]
+    spelled = [ERASE if token == BT else token for token in trace]
+    names = ["some_rule" if token == BT else None for token in trace]
+    assert spelled_out(bare, None, events) == spelled_out(bare, BT, events) == (spelled, names)
+    assert spelled_out(trace, BT, [])[0] == spelled
 
 
 @pytest.mark.parametrize("prompt", [[5], [5, 6, 7], list(range(4, 40))])

@@ -8,9 +8,12 @@ import sys
 
 import pytest
 
+from llmhalluc import run_benchmark
 from llmhalluc.benchmark import config, measure, report, runner, study, table
+from llmhalluc.exp.page import STYLE
 from llmhalluc.extras.constant import REPOSITORY
 from llmhalluc.extras.errors import UserError
+from llmhalluc.hparams.parser import to_yaml
 from tests.eval.models import save_sudoku_model
 
 
@@ -76,9 +79,10 @@ def test_the_winner_is_the_best_trial_and_the_first_trial_the_defaults(done):
     assert all(trial["seconds_over_baseline"] > 0 for trial in results["trials"])
 
 
-def test_the_report_is_one_file_and_escapes(done, model, tmp_path):
+def test_the_report_is_one_file_and_escapes(done, model, tmp_path, capsys):
     page = (done[0] / "report.html").read_text()
     assert page.count("<svg") >= 4 and "<script" not in page and not re.search(r"<!--\w+-->", page)
+    assert "<del class='rule' title='erased by probability_threshold'>" in page and STYLE.read_text().rstrip() in page
     assert "src=" not in page and "<link" not in page and "probability_threshold" in page
     evil = save_sudoku_model(tmp_path / "<b>model")
     raw = plain(evil, tmp_path / "run", operator_to_tune=None)
@@ -86,6 +90,11 @@ def test_the_report_is_one_file_and_escapes(done, model, tmp_path):
     page = (tmp_path / "run" / "report.html").read_text()
     assert "<b>model" not in page and "&lt;b&gt;model" in page
     assert results["winner"] is None and results["documents"]["held_out"] == {"sudoku": 8}
+    capsys.readouterr()
+    runner.run(config.build(raw))
+    assert capsys.readouterr().out == f"{tmp_path / 'run'} holds this benchmark finished\n", (
+        "there are no trials to add"
+    )
 
 
 def test_a_finished_benchmark_decodes_nothing_and_more_trials_go_on(done, model, monkeypatch, tmp_path):
@@ -93,7 +102,7 @@ def test_a_finished_benchmark_decodes_nothing_and_more_trials_go_on(done, model,
     with monkeypatch.context() as patched:
         patched.setattr(measure.Session, "decode", lambda *_: pytest.fail("decoded again"))
         assert runner.run(config.build(plain(model, folder))) == json.loads(json.dumps(results))
-    with pytest.raises(UserError, match="search_space"):
+    with pytest.raises(UserError, match=r"holds another run \(hpo\.search_space.* or set evaluation\.overwrite=true"):
         runner.run(config.build(plain(model, folder, hpo__search_space={"minimum": [0.1, 0.2]})))
 
 
@@ -188,6 +197,7 @@ def test_sampling_settings_reach_the_model(model, tmp_path, monkeypatch, without
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
+        ({"evaluation__tasks": []}, "evaluation.tasks is empty: name at least one task"),
         ({"evaluation__limit": 1}, "task sudoku has 1 document: give it more, or raise evaluation.limit"),
         ({"evaluation__apply_chat_template": True}, "evaluation.apply_chat_template is true"),
         (
@@ -201,9 +211,19 @@ def test_what_the_loaded_tasks_tell_is_said_in_the_names_of_the_file(model, tmp_
         runner.run(config.build(plain(model, tmp_path / "run", **changes)))
 
 
-def test_the_program_runs_and_prints_the_comparison(model, tmp_path):
-    from llmhalluc.hparams.parser import to_yaml
+def test_a_stopped_program_says_how_to_go_on(model, tmp_path, monkeypatch, capsys):
+    (tmp_path / "b.yaml").write_text(to_yaml(plain(model, tmp_path / "run")))
+    monkeypatch.setattr(measure.Session, "warm_up", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    for words, told in (
+        ((), "again to"),
+        (("evaluation.overwrite=true",), "again without evaluation.overwrite=true to"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["run_benchmark", "--config", str(tmp_path / "b.yaml"), *words])
+        assert run_benchmark.main() == 130
+        assert f"stopped: run the same command {told} go on" in capsys.readouterr().out
 
+
+def test_the_program_runs_and_prints_the_comparison(model, tmp_path):
     (tmp_path / "b.yaml").write_text(to_yaml(plain(model, tmp_path / "run")))
     command = [sys.executable, "-m", "llmhalluc.run_benchmark", "--config", str(tmp_path / "b.yaml"), "hpo.n_trials=1"]
     ran = subprocess.run([*command, "--verbose"], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)

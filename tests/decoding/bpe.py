@@ -1,9 +1,14 @@
-"""A byte-level BPE tokenizer whose tokens cut characters apart, as those of real models do."""
+"""BPE tokenizers whose tokens cut characters apart, as those of real models do, and rows of their ids."""
 
 import functools
+import random
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from llmhalluc.backtrack import Tape
+from llmhalluc.decoding.rows import Row
+from tests.tiny import tiny_tokenizer
 
 TEXTS = [
     "the cat sat on the mat, the cats",
@@ -31,3 +36,45 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )  # fmt: skip
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|BACKTRACK|>"]})
     return tokenizer
+
+
+@functools.cache
+def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
+    """As Llama 2's: spaces are ▁, one is put before every text, characters without a token are spelt in bytes."""
+    letters = "▁abcdefghijklmnopqrstuvwxyz<>/.,"
+    merges = [("▁", "t"), ("▁t", "h"), ("▁th", "e"), ("a", "t"), ("c", "at"), ("▁", "cat"), ("▁", "s"), ("▁s", "at")]
+    words = ["<pad>", "<bos>", "<eos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    words += [first + second for first, second in merges]
+    inner = Tokenizer(
+        models.BPE({word: i for i, word in enumerate(words)}, merges, unk_token="<unk>", byte_fallback=True)
+    )
+    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+TOKENIZERS = {"bytes": byte_tokenizer, "sentencepiece": sentencepiece_tokenizer, "words": tiny_tokenizer}
+
+
+def spelt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def row_of(ids: list[int], prompt: tuple[int, ...] = (5,)) -> Row:
+    """A row that has sampled these ids."""
+    row = Row(0, list(prompt), Tape(prompt, None, "soft"), random.Random(0), (5, 0), 10**6)
+    extend(row, ids)
+    return row
+
+
+def extend(row: Row, ids: list[int]) -> None:
+    for token in ids:
+        row.tape.feed(token)
+        row.completion_ids.append(token)
+        row.logprobs.append(-1.0)
+        row.written.append("")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmhalluc.backtrack import CONTEXTS, apply_backtracking, inject_error, layout
-from llmhalluc.decoding import engine
+from llmhalluc.decoding import engine, forward
 from llmhalluc.decoding.engine import decode
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.gen_args import GenArguments
@@ -229,7 +229,7 @@ def test_layers_that_keep_more_than_keys_and_values_are_refused():
 
 
 def test_long_prompts_are_filled_in_chunks(monkeypatch):
-    monkeypatch.setattr(engine, "PREFILL_TOKENS", 16)
+    monkeypatch.setattr(forward, "PREFILL_TOKENS", 16)
     model, rng = tiny_model("qwen3"), random.Random(3)
     prompts = [[rng.randrange(4, 60) for _ in range(n)] for n in (50, 3, 33, 1, 17, 16)]
     run = dict(eos_ids=[EOS], backtrack_id=BT, context="soft")
@@ -237,6 +237,16 @@ def test_long_prompts_are_filled_in_chunks(monkeypatch):
     for prompt, trace in zip(prompts, traces, strict=True):
         expected = model.generate(torch.tensor([prompt]), max_new_tokens=5, do_sample=False, eos_token_id=EOS)
         assert prompt + trace.completion_ids == expected[0].tolist()
+
+
+def test_a_model_that_takes_one_row_at_a_time_gets_one():
+    model, rows = tiny_model("llama"), set()
+    prompts, run = [[5, 6], [7], [8, 9, 10]], {"eos_ids": [EOS], "backtrack_id": BT, "context": "rewind"}
+    expected = decode(model, prompts, GenArguments(max_new_tokens=9), **run)
+    model.most_rows = 1
+    model.register_forward_pre_hook(lambda _, __, kwargs: rows.add(len(kwargs["input_ids"])), with_kwargs=True)
+    traces = decode(model, prompts, GenArguments(max_new_tokens=9), **run)
+    assert rows == {1} and [t.completion_ids for t in traces] == [t.completion_ids for t in expected]
 
 
 def test_law6_stop_strings_read_the_surviving_text(monkeypatch):

@@ -15,7 +15,7 @@ from llmhalluc.backtrack import CONTEXTS, apply_backtracking
 from llmhalluc.decoding import streaming
 from llmhalluc.decoding.generator import TEXT_OPERATORS, Generator
 from llmhalluc.decoding.operators import OPERATORS, ProbabilityThreshold, Repetition
-from llmhalluc.decoding.options import operator_parameters
+from llmhalluc.decoding.options import generation_options, operator_parameters
 from llmhalluc.decoding.rows import Erase, Trace
 from llmhalluc.decoding.streaming import TextStream
 from llmhalluc.extras import constant
@@ -268,3 +268,8 @@ def test_operators_that_read_text_get_the_tokenizer():
     assert text and not set(text.casefold()) & {"a", "e"}
     with pytest.raises(UserError, match="phrases and patterns are both empty"):
         made.generate("the", operator="banned_phrases")
+
+
+def test_whole_numbers_are_taken_where_floats_are_meant():
+    options = generation_options({"repetition_penalty": 3, "temperature": 1, "seed": 0})
+    assert options.repetition_penalty == 3 and type(options.repetition_penalty) is type(options.temperature) is float

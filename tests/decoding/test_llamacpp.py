@@ -139,6 +139,8 @@ def test_generator_runs_on_it(pair):
         model.config.backtrack = {"token": "cat", "token_id": BT, "context": "block"}
     torch_side, llama_side = Generator(pair[0], tokenizer), llamacpp.LlamaCppGenerator(pair[1], tokenizer)
     assert llama_side.eos_ids == torch_side.eos_ids and llama_side.context == "block"
+    texts, how = ["cat sat", "dog", "on the mat"], {"temperature": 0.0, "max_new_tokens": 12}
+    assert Generator(pair[1], tokenizer).generate(texts, **how) == torch_side.generate(texts, **how)
     for how in ({"temperature": 0.0}, {"seed": 4, "operator": Never()}, {"seed": 4, "operator": "repetition"}):
         how |= {"max_new_tokens": 12, "backtrack_bias": 3.0}
         assert llama_side.generate(["cat sat", "dog"], **how) == torch_side.generate(["cat sat", "dog"], **how)
@@ -154,6 +156,8 @@ def test_bad_input_is_one_sentence(pair, monkeypatch, tmp_path):
 
     refused("prompt of 250 tokens .* 256 tokens.*n_ctx", llamacpp.decode, pair[1], [[5] * 250], OPTIONS,
             context="soft", **RUN)  # fmt: skip
+    refused("gen.compile is true, but only models of torch", llamacpp.decode, pair[1], PROMPTS,
+            replace(OPTIONS, compile=True), context="soft", **RUN)  # fmt: skip
     refused("set model.name_or_path and model.gguf_file", llamacpp.load, ModelArguments(name_or_path="x"))
     refused(
         "holds tiny", llamacpp.load, ModelArguments(name_or_path=pair[1].path.rsplit("/", 1)[0], gguf_file="a.gguf")

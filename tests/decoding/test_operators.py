@@ -28,7 +28,7 @@ from llmhalluc.decoding.operators import (
 from llmhalluc.decoding.rows import Erase, Row, Step
 from llmhalluc.extras.constant import REPOSITORY
 from llmhalluc.extras.errors import UserError
-from tests.decoding.test_erasing import propose, run
+from tests.decoding.operating import propose, run
 from tests.tiny import tiny_model
 
 EOS = 2

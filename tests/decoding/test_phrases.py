@@ -1,6 +1,5 @@
-"""Phrases kept out of a text, or replaced in it, whatever the tokenizer and whatever is erased meanwhile."""
+"""Phrases kept out of a text, whatever the tokenizer and whatever is erased meanwhile."""
 
-import functools
 import importlib.util
 import math
 import random
@@ -9,125 +8,20 @@ import re
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers
-from transformers import PreTrainedTokenizerFast
 
-from llmhalluc.backtrack import Tape
 from llmhalluc.decoding import engine
 from llmhalluc.decoding.engine import decode
 from llmhalluc.decoding.operators import Chain, ProbabilityThreshold
-from llmhalluc.decoding.phrases import BannedPhrases, Replace, _Automaton, _Reader
-from llmhalluc.decoding.rows import Erase, Row, Step
+from llmhalluc.decoding.phrases import BannedPhrases, Replace
+from llmhalluc.decoding.rows import Step
 from llmhalluc.extras.constant import REPOSITORY
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.gen_args import GenArguments
-from tests.decoding.bpe import byte_tokenizer
-from tests.decoding.test_erasing import smollm2
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.decoding.bpe import TOKENIZERS, byte_tokenizer, extend, row_of, spelt
+from tests.decoding.operating import smollm2
+from tests.tiny import tiny_model
 
 EOS, BT = 2, 3
-
-
-@functools.cache
-def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
-    """As Llama 2's: spaces are ▁, one is put before every text, characters without a token are spelt in bytes."""
-    letters = "▁abcdefghijklmnopqrstuvwxyz<>/.,"
-    merges = [("▁", "t"), ("▁t", "h"), ("▁th", "e"), ("a", "t"), ("c", "at"), ("▁", "cat"), ("▁", "s"), ("▁s", "at")]
-    words = ["<pad>", "<bos>", "<eos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
-    words += [first + second for first, second in merges]
-    inner = Tokenizer(
-        models.BPE({word: i for i, word in enumerate(words)}, merges, unk_token="<unk>", byte_fallback=True)
-    )
-    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    inner.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-    )  # fmt: skip
-
-
-TOKENIZERS = {"bytes": byte_tokenizer, "sentencepiece": sentencepiece_tokenizer, "words": tiny_tokenizer}
-
-
-def row_of(ids: list[int], prompt: tuple[int, ...] = (5,)) -> Row:
-    """A row that has sampled these ids."""
-    row = Row(0, list(prompt), Tape(prompt, None, "soft"), random.Random(0), (5, 0), 10**6)
-    extend(row, ids)
-    return row
-
-
-def extend(row: Row, ids: list[int]) -> None:
-    for token in ids:
-        row.tape.feed(token)
-        row.completion_ids.append(token)
-        row.logprobs.append(-1.0)
-        row.written.append("")
-
-
-def read(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
-    """The text that a reader makes of these ids."""
-    reader, row = _Reader(tokenizer, {"x": 0.0}, str, special=False), row_of(ids)
-    reader.read(row)
-    return reader.tail(row, 10**6)
-
-
-def spelt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.text(alphabet="the catsn.é猫🐱👩\u200d👧ß\n", max_size=30), st.sampled_from(sorted(TOKENIZERS)))
-def test_pieces_add_up_to_the_text(text, name):
-    tokenizer = TOKENIZERS[name]()
-    ids = spelt(tokenizer, text)
-    ids[len(ids) // 2 : len(ids) // 2] = [EOS]  # a special token says nothing, wherever it stands
-    assert read(tokenizer, ids) == tokenizer.decode(ids, skip_special_tokens=True)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.integers(1, 299), max_size=20), st.sampled_from(["bytes", "sentencepiece"]))
-def test_pieces_add_up_whatever_the_bytes(ids, name):
-    tokenizer = TOKENIZERS[name]()
-    assert read(tokenizer, ids) == tokenizer.decode(ids, skip_special_tokens=True)
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=8),
-    st.lists(st.text("abc", max_size=5), max_size=8),
-)
-def test_the_automaton_finds_what_searching_finds(strings, parts):
-    automaton, state, done = _Automaton(dict.fromkeys(strings, -1.0)), 0, ""
-    for part in parts:
-        state, found = automaton.run(state, part)
-        whole = done + part
-        expected = [
-            start - len(done)
-            for end in range(len(done) + 1, len(whole) + 1)
-            for start in range(end)
-            if whole[start:end] in strings
-        ]
-        assert sorted(start for start, _ in found) == sorted(expected)
-        done = whole
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.integers(0, 10_000), st.sampled_from(["bytes", "sentencepiece"]))
-def test_what_a_reader_knows_rewinds_with_the_row(seed, name):
-    tokenizer, rng = TOKENIZERS[name](), random.Random(seed)
-    strings = dict.fromkeys(["cat", "at s", "é", "the", "猫", "e c"], -math.inf)
-    reader, row = _Reader(tokenizer, strings, str.casefold, special=False), row_of([])
-    for _ in range(12):
-        extend(row, spelt(tokenizer, rng.choice(["the cat sat", "é猫", " at", "🐱", "c", "t"]))[: rng.randrange(1, 6)])
-        reader.read(row)
-        fresh = row_of(row.surviving)
-        again = _Reader(tokenizer, strings, str.casefold, special=False)
-        again.read(fresh)
-        assert row.memo[reader] == fresh.memo[again]
-        if rng.random() < 0.6:
-            row.erase(rng.randrange(1, len(row.surviving) + 1), "test", 0.0)
 
 
 @pytest.mark.parametrize("name", ["bytes", "sentencepiece"])
@@ -257,61 +151,6 @@ def test_a_budget_that_is_used_up_ends_the_row_before_the_phrase(monkeypatch):
     assert trace.finish_reason == "budget" and trace.text.strip() == "the"
 
 
-@pytest.mark.parametrize("name", ["bytes", "sentencepiece"])
-@pytest.mark.parametrize(
-    ("text", "find", "write", "expected"),
-    [
-        ("the cat sat", "cat", "mat", "the mat sat"),
-        ("the cat sat", " cat", " é猫", "the é猫 sat"),
-        ("the cat.", "he", "o", "to cat."),  # begins within a token, whose beginning is written again
-        ("the cat sat", "e", "", "th cat sat"),
-        ("the sat", "sat", "sat sat", "the sat sat"),  # what is written is not searched
-        ("a 猫 sat", "猫", "cat", "a cat sat"),
-    ],
-)
-def test_replace_writes_instead(monkeypatch, name, text, find, write, expected):
-    tokenizer = TOKENIZERS[name]()
-    propose(monkeypatch, spelt(tokenizer, text))
-    (trace,) = run(tokenizer, Replace(tokenizer, find, write), prompts=[spelt(tokenizer, "the ")])
-    assert trace.text.strip() == expected and trace.finish_reason == "eos"
-
-
-def test_replace_counts_and_forces_the_budget(monkeypatch):
-    tokenizer = byte_tokenizer()
-    thought, end = spelt(tokenizer, "hm"), spelt(tokenizer, "</think>")
-    script = [thought + end + thought + [EOS] + thought + end + spelt(tokenizer, " ok")]
-    for least, most, expected in [
-        (0, None, "hm Wait, buthm"),
-        (0, 1, "hm Wait, buthm"),
-        (2, 2, "hm Wait, buthm Wait, buthm</think> ok"),
-        (3, None, "hm Wait, buthm Wait, buthm Wait, but ok"),
-    ]:
-        propose(monkeypatch, *script)
-        operator = Replace(tokenizer, "</think>", " Wait, but", least, most)
-        (trace,) = run(tokenizer, operator)
-        assert (trace.text, trace.finish_reason) == (expected, "eos")
-        assert len(trace.logprobs) == len(trace.completion_ids)
-
-
-def test_a_replacement_that_is_erased_counts_no_more(monkeypatch):
-    tokenizer = byte_tokenizer()
-    a, b, c = (spelt(tokenizer, text)[0] for text in "abc")
-
-    def start_again(step):
-        return {i: Erase(99, 0.0) for i, row in enumerate(step.rows) if row.surviving[-1] == c}
-
-    propose(monkeypatch, [a, a, c, a, a])
-    (trace,) = run(tokenizer, Chain(Replace(tokenizer, "a", "b", at_most=1), start_again))
-    assert trace.surviving_ids == [b, a, EOS]
-
-
-def test_a_replacement_of_a_special_token():
-    tokenizer = byte_tokenizer()
-    operator, row = Replace(tokenizer, "<|BACKTRACK|>", "no"), row_of([*spelt(tokenizer, "the"), BT])
-    wish = operator(Step([row], None))[0]
-    assert wish.n == 1 and tokenizer.decode(wish.write) == "no"
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -329,22 +168,6 @@ def test_a_replacement_of_a_special_token():
 def test_bad_phrases_are_named(arguments, sentence):
     with pytest.raises(UserError, match=sentence):
         BannedPhrases(byte_tokenizer(), **arguments)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (dict(find="", write="x"), "find is ''"),
-        (dict(find="x", write=None), "write is None"),
-        (dict(find="x", write="y", at_least=-1), "at_least is -1"),
-        (dict(find="x", write="", at_least=1), "at_least is 1, but write is empty"),
-        (dict(find="x", write="y", at_least=3, at_most=2), "at_most is 2, expected none or a whole number from 3 on"),
-        (dict(find="x", write="y", at_most=0), "at_most is 0"),
-    ],
-)
-def test_bad_replacements_are_named(arguments, sentence):
-    with pytest.raises(UserError, match=sentence):
-        Replace(byte_tokenizer(), **arguments)
 
 
 def test_the_documented_calls_are_calls():

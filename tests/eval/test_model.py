@@ -90,7 +90,7 @@ def decoded(lm, batch_size: int, **gen):
     task.build_all_requests()
     lm.batch_size_per_gpu = batch_size
     gen = {"max_new_tokens": 30, "temperature": 1.0, "backtrack_bias": 2.0} | gen
-    lm.begin(make_variants(GenArguments(**gen), {})["default"])
+    lm.begin(make_variants(GenArguments(**gen), frozenset(gen), {})["default"])
     texts = lm.generate_until([request for request in task.instances for _ in range(2)], disable_tqdm=True)
     return texts, [trace.completion_ids for doc in sorted(lm.traces["sudoku"]) for trace in lm.traces["sudoku"][doc]]
 

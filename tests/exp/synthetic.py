@@ -75,6 +75,8 @@ def sample(i: int, record: dict, accuracy: float, traces: bool, rng: random.Rand
         "doc_id": i, "prompt_ids": ids(tokens(prompt_text(record["puzzle"]))), "completion_ids": [*ids(trace), EOS],
         "text": text, "target": answer, "metrics": {}, "doc": record, "correct": int(check(record["puzzle"], text)),
         "finish_reason": "eos", "erasures": erasures, "emitted": len(trace) + 1, "kept": len(moves) + 1,
+        "events": [[i + 1, 1, "BACKTRACK"] for i, word in enumerate(trace) if word == back],
+        "forward_passes": len(trace) + 1,
     }  # fmt: skip
 
 

@@ -92,7 +92,7 @@ def test_the_page_is_whole_and_needs_nothing_from_outside(page):
 
 def test_erased_text_is_struck_through(page):
     parsed = Parser(page)
-    assert [text for tag, text in parsed.texts if tag == "del"][1:]  # the first one is the legend's
+    assert [text for tag, text in parsed.texts if tag == "del"][2:]  # the first two are the legend's
     assert ("span", {"class": "back", "title": "BACKTRACK"}) in parsed.found
 
 
@@ -138,12 +138,13 @@ def test_text_tasks_show_prompt_and_trace(tmp_path):
 
     def evaluate(folder, variants, traces, seed):
         synthetic.write_evaluation(folder, variants, traces, seed, count=3)
-        ids = [words["the"], words["sat"], back, words["cat"], 2]
+        ids = [words["the"], words["sat"], back, words["on"], words["cat"]]
+        trace = {"completion_ids": ids, "events": [[3, 1, "BACKTRACK"], [4, 1, "a<rule"]], "finish_reason": "length"}
+        counts = {"emitted": 5, "erasures": 2, "forward_passes": 7}
         for path in folder.glob("*.jsonl"):
             lines = [json.loads(line) for line in path.read_text().splitlines()]
             lines = [
-                line | {"completion_ids": ids, "prompt_ids": [words["on"]], "doc": {"q": i}, "finish_reason": "length"}
-                for i, line in enumerate(lines)
+                line | trace | counts | {"prompt_ids": [words["on"]], "doc": {"q": i}} for i, line in enumerate(lines)
             ]
             path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         config = json.loads((folder.parent / "train" / "config.json").read_text())
@@ -152,10 +153,27 @@ def test_text_tasks_show_prompt_and_trace(tmp_path):
 
     page = write(tmp_path, tokenizer, {"a": {}, "b": {}}, evaluate)
     trace = re.search(r"<div class='trace'>(.*?)</div>", page)[1]
-    assert re.sub(r" title='\w+'", "", trace).replace(" ", "") == (
-        "the<del>sat</del><spanclass='back'>⌫</span>cat<spanclass='soft'>…cutoff</span>"
+    assert trace.replace("> ", ">").replace(" <", "<") == (
+        "the<del title='erased by BACKTRACK'>sat</del><span class='back' title='BACKTRACK'>⌫</span>"
+        "<del class='rule' title='erased by a&lt;rule'>on</del>cat<span class='soft'>… cut off</span>"
     )
+    assert "5 tokens, 2 erased by BACKTRACK and a&lt;rule, 7 forward passes" in page
     assert "<pre>on</pre>" in page and games_of(page) is None
+
+
+def test_what_is_only_scored_is_shown_without_a_trace(tmp_path, tokenizer):
+    """Of a task of likelihoods nothing was generated: run_eval writes null for all that makes a trace."""
+
+    def evaluate(folder, variants, traces, seed):
+        synthetic.write_evaluation(folder, variants, traces, seed, count=2)
+        names = ("prompt_ids", "completion_ids", "text", "finish_reason", "events", "forward_passes")
+        none = dict.fromkeys(names) | {"emitted": 0, "kept": 0, "erasures": 0}
+        for path in folder.glob("*.jsonl"):
+            lines = [json.loads(line) | none for line in path.read_text().splitlines()]
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    page = write(tmp_path, tokenizer, {"a": {}, "b": {}}, evaluate)
+    assert "scored, not generated" in page and games_of(page) is None
 
 
 def test_a_decoder_hides_end_and_padding(tmp_path, tokenizer):

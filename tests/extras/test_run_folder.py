@@ -43,8 +43,10 @@ def test_the_same_run_goes_on_when_asked(tmp_path):
 
 
 def test_another_run_is_refused_with_the_keys_that_differ(tmp_path):
-    with open_run(tmp_path, RECORD):
+    with open_run(tmp_path, {"a": 1}):
         pass
+    with open_run(tmp_path, RECORD):  # nothing came of the first, so a corrected config may have its folder
+        (tmp_path / "checkpoint-1").mkdir()
     other = {"train": {"learning_rate": 1e-4, "resume": True, "output_dir": "a"}, "data": {}}
     with pytest.raises(UserError) as caught:
         open_run(tmp_path, other, resume=True).__enter__()

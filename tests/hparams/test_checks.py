@@ -1,6 +1,6 @@
 """What is refused, each with its sentence; and what is not."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytest
 
@@ -10,8 +10,10 @@ from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.checks import CHOICES, RANGES, accepts, describe
 from llmhalluc.hparams.data_args import refuse_evaluation_split
 from llmhalluc.hparams.parser import SECTIONS, build, section_keys
+from llmhalluc.hparams.train_args import TrainArguments
 
 CONVERTERS = CHOICES["data.converter"]
+STAGES = get_args(TrainArguments.__dataclass_fields__["stage"].type)
 LLAMA = {"from_config": {"model_type": "llama"}}
 
 
@@ -37,7 +39,7 @@ def sentences(raw: dict, *sections: str) -> list[str]:
         ({"train": {"max_steps": True}}, "train.max_steps is True, expected int"),
         ({"train": {"packing": "yes"}}, "train.packing is 'yes', expected bool"),
         ({"train": {"report_to": [1]}}, "train.report_to is [1], expected str or list of str or none"),
-        ({"train": {"stage": "dpo"}}, "train.stage is 'dpo', expected sft"),
+        ({"train": {"stage": "ppo"}}, "train.stage is 'ppo', expected one of sft, dpo, grpo"),
         ({"train": {"save_strategy": "always"}},
          "train.save_strategy is 'always', expected one of no, steps, epoch, best"),
         ({"backtrack": {"context": "blok"}},
@@ -82,15 +84,21 @@ def test_ranges_hold_at_their_ends(name):
         step = 1 if whole else 1e-6
         at, inside, outside = (type(step)(bound + k * inward * step) for k in (0, 1, -1))
         for value, fine in ((at, inclusive), (inside, True), (outside, False)):
-            told = _told({section: {key: value}} if section else {key: value})
+            stage = {"stage": _stage(key)} if section == "train" else {}
+            told = _told({section: {key: value} | stage} if section else {key: value})
             assert (f"{name} is {value}, expected a number in {interval}" in told) is not fine
 
 
 def _kinds(name: str) -> tuple:
     section, _, key = name.rpartition(".")
-    known = benchmark.KEYS.get(section) or (section_keys(section) if section else {})
+    known = benchmark.KEYS.get(section) or (section_keys(section, _stage(key)) if section else {})
     kind = known[key].type if section else int
     return (kind, *getattr(kind, "__args__", ()))
+
+
+def _stage(key: str) -> str:
+    """The first stage whose `train` section takes the key."""
+    return next((stage for stage in STAGES if key in section_keys("train", stage)), "sft")
 
 
 def _told(raw: dict) -> list[str]:
@@ -102,12 +110,17 @@ def _told(raw: dict) -> list[str]:
 
 
 def test_tables_speak_of_keys_that_are_there_and_allow_the_defaults():
-    known = {f"{section}.{key}" for section in SECTIONS for key in section_keys(section)} | {"seed"}
+    known = {f"{section}.{key}" for section in SECTIONS for stage in STAGES for key in section_keys(section, stage)}
+    known |= {"seed"}
     known |= {f"{section}.{key}" for section, keys in benchmark.KEYS.items() for key in keys}
     assert RANGES.keys() | CHOICES.keys() <= known
     assert _told({}) == []
-    plain = {section: {key: k.default for key, k in section_keys(section).items()} for section in SECTIONS}
-    assert _told(plain) == [], "every default is of its own type and in its own range"
+    for stage in STAGES:
+        plain = {section: {key: k.default for key, k in section_keys(section, stage).items()} for section in SECTIONS}
+        plain["train"]["stage"] = stage
+        if stage == "dpo":
+            plain["train"]["loss_type"] = ["sigmoid"]  # its default comes from a factory, which is not run
+        assert _told(plain) == [], f"{stage}: every default is of its own type and in its own range"
     assert (
         _told({section: {key: k.default for key, k in keys.items()} for section, keys in benchmark.KEYS.items()}) == []
     )

@@ -204,6 +204,17 @@ def test_overrides_are_yaml_and_win(tmp_path):
     assert parse([f"--config={tmp_path / 'x.yaml'}"], "run_exp", ()).gen.temperature == 1.0
 
 
+@pytest.mark.parametrize(
+    ("below", "above"), [("{low: 1, high: 2}", "[3, 4]"), ("[3, 4]", "{low: 1, high: 2}"), ("{low: 1}", "null")]
+)
+def test_a_value_of_another_kind_replaces_what_stands_below(tmp_path, below, above):
+    (tmp_path / "a.yaml").write_text(f"hpo: {{space: {{minimum: {below}, erase: 1}}}}")
+    (tmp_path / "b.yaml").write_text(f"base: a.yaml\nhpo: {{space: {{minimum: {above}}}}}")
+    expected = {"hpo": {"space": {"minimum": yaml.safe_load(above), "erase": 1}}}
+    assert load_raw(tmp_path / "a.yaml", [f"hpo.space.minimum={above}"]) == expected
+    assert load_raw(tmp_path / "b.yaml") == expected
+
+
 def test_interpolations_are_resolved_after_overrides(tmp_path, monkeypatch):
     monkeypatch.setenv("HERE_", "there")
     (tmp_path / "x.yaml").write_text("eval: {output_dir: '${train.output_dir}-eval', tasks: ['${oc.env:HERE_}']}")
@@ -263,6 +274,6 @@ def test_printed_config_is_used_again(tmp_path, capsys):
     assert config == build(load_raw(None, words))
     assert (config.data.prompt_column, config.gen.stop) == ("a b", ["${x}"])
     assert set(yaml.safe_load(printed.read_text())) == {"seed", *SECTIONS}
-    assert {field.name for field in dataclasses.fields(config)} == {"seed", *SECTIONS}
+    assert {field.name for field in dataclasses.fields(config)} == {"seed", "gen_given", *SECTIONS}
     again = build(load_raw(printed, ["seed=4"]))
     assert (again.gen.seed, again.eval.seed, again.train.trl["data_seed"]) == (4, 4, 4)

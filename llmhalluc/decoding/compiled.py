@@ -1,0 +1,64 @@
+"""The forward of a step, compiled by torch: always the same shapes, on a GPU replayed as a CUDA graph.
+
+Every slot is fed a token, those without a row one that nobody looks at, and the cache has columns to spare, so that
+a model is compiled once for each number of slots and of columns. Shapes: B rows, S slots, V vocabulary.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch._dynamo import config, mark_static_address
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+from transformers import PreTrainedModel
+
+from llmhalluc.decoding.cache import SlotCache
+from llmhalluc.decoding.forward import Forward
+from llmhalluc.extras.errors import UserError
+
+MOST_SIZES = 64  # numbers of (slots, columns) that one process may compile a model for; torch's own limit is 8
+
+
+class CompiledForward(Forward):
+    """`Forward` with a fixed cache; raises UserError for a model that torch cannot compile."""
+
+    def __init__(self, model: PreTrainedModel, slots: int):
+        if not isinstance(model, torch.nn.Module):
+            raise UserError("gen.compile is true, but only models of torch can be compiled: set it to false")
+        super().__init__(model, slots, fixed=True)
+        self.ids_S, self.positions_S = (torch.zeros(slots, dtype=torch.long, device=model.device) for _ in range(2))
+        mark_static_address(self.ids_S, guard=False)
+        mark_static_address(self.positions_S, guard=False)
+        self.compiled = _compiled(model, self.masks)
+
+    def logits(self, feeds: list[tuple[int, int]]) -> torch.Tensor:
+        """As `Forward.logits`; a slot without a row writes into column 0, which its next prompt overwrites."""
+        if not self.cache.layers:  # prompts of one token each: nothing was prefilled, and the cache has no tensors yet
+            self.fill(0, 0, [[feeds[0][0]]])
+        feeds_2S = torch.tensor(feeds + [(0, 0)] * (self.cache.slots - len(feeds))).T
+        self.ids_S.copy_(feeds_2S[0])
+        self.positions_S.copy_(feeds_2S[1])
+        self.cache.step(self.positions_S, max(position for _, position in feeds) + 1)
+        torch.compiler.cudagraph_mark_step_begin()
+        try:
+            with config.patch(recompile_limit=MOST_SIZES):
+                logits_SV = self.compiled(self.ids_S, self.cache)
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"gen.compile is true, but torch cannot compile {type(self.model).__name__} ({reason}): set it to false"
+            ) from error
+        return logits_SV[: len(feeds)].clone()  # rows keep logits, and the next replay of a CUDA graph overwrites them
+
+
+def _compiled(model: PreTrainedModel, masks: Callable) -> Callable[[torch.Tensor, SlotCache], torch.Tensor]:
+    """ids (S) and the cache -> logits (S, V). A model that transformers does not compile whole may break its graph."""
+
+    def step(ids_S: torch.Tensor, cache: SlotCache) -> torch.Tensor:
+        return model(
+            input_ids=ids_S[:, None], position_ids=cache.positions[:, None],
+            attention_mask=masks(cache.positions, cache.width - 1, False), past_key_values=cache, use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]  # fmt: skip
+
+    mode = "reduce-overhead" if model.device.type == "cuda" else None
+    return torch.compile(step, dynamic=False, fullgraph=model._can_compile_fullgraph, mode=mode)
