@@ -34,6 +34,21 @@ def replay(token_ids: Sequence[int], backtrack_id: int) -> list[int]:
     return stack
 
 
+def tops(token_ids: Sequence[int], backtrack_id: int) -> list[int]:
+    """For each token the position of the nearest survivor before it, -1 for none: `a b BT c` -> `[-1, 0, 1, 0]`.
+
+    A plain token is written on it, a BACKTRACK erases it.
+    """
+    stack, found = [-1], []
+    for i, token in enumerate(token_ids):
+        found.append(stack[-1])
+        if token != backtrack_id:
+            stack.append(i)
+        elif len(stack) > 1:
+            stack.pop()
+    return found
+
+
 def apply_backtracking(token_ids: Sequence[int], backtrack_id: int) -> list[int]:
     """The ids that survive: `a b BT c` -> `a c`."""
     return [token_ids[i] for i in replay(token_ids, backtrack_id)]
@@ -122,6 +137,34 @@ def labels(prompt_ids: Sequence[int], completion_ids: Sequence[int], backtrack_i
         for erased, below in erasures:
             targets[erased] = completion_ids[follower[below]] if below in follower else IGNORE
     return [IGNORE] * n_prompt + targets
+
+
+def unoffered(
+    completion_ids: Sequence[int], backtrack_id: int, ban_erased: bool, max_erasures: int, n_vocabulary: int
+) -> list[list[int]]:
+    """For each token of a completion, the ids that decoding did not offer in its place.
+
+    These are BACKTRACK where nothing is left to erase or `max_erasures` are spent and, with `ban_erased`, what was
+    erased at that very place while the prefix before it stands; bans that would leave none of `n_vocabulary` ids
+    are lifted. `a BT b` -> `[[BT], [], [BT, a]]`.
+    """
+    surviving: list[int] = []
+    bans: dict[int, dict[int, None]] = {}  # number of surviving tokens before a place -> ids erased there
+    erased, found = 0, []
+    for token in completion_ids:
+        place = len(surviving)
+        closed = not place or erased >= max_erasures
+        banned = bans.get(place, ())
+        found.append([backtrack_id] * closed + [*banned] * (len(banned) + closed < n_vocabulary))
+        if token != backtrack_id:
+            surviving.append(token)
+        elif place:
+            bans.pop(place, None)
+            if ban_erased:
+                bans.setdefault(place - 1, {})[surviving[-1]] = None
+            surviving.pop()
+            erased += 1
+    return found
 
 
 def _plain_runs(token_ids: Sequence[int], backtrack_id: int):

@@ -14,6 +14,8 @@ from llmhalluc.backtrack import (
     labels,
     layout,
     replay,
+    tops,
+    unoffered,
 )
 
 BT = 99
@@ -47,6 +49,11 @@ def nested_injections(draw):
 def test_replay_is_the_stack_machine(trace):
     assert replay(trace, BT) == slow_replay(trace)
     assert apply_backtracking(trace, BT) == [trace[i] for i in slow_replay(trace)]
+
+
+@given(traces)
+def test_tops_are_the_last_survivors_before_each_token(trace):
+    assert tops(trace, BT) == [(slow_replay(trace[:i]) or [-1])[-1] for i in range(len(trace))]
 
 
 @given(plain, st.data())
@@ -177,3 +184,17 @@ def test_unknown_names_are_refused():
             call()
     with pytest.raises(ValueError, match=", ".join(ERROR_LABELS)):
         labels([1], [2], BT, "drop")
+
+
+@given(traces, st.booleans(), st.integers(0, 4), st.integers(1, 12))
+def test_unoffered_says_what_decoding_had_left_out(trace, ban_erased, budget, n_vocabulary):
+    found = unoffered(trace, BT, ban_erased, budget, n_vocabulary)
+    for i, gone in enumerate(found):
+        standing = slow_replay(trace[:i])
+        effective = [j for j in range(i) if trace[j] == BT and slow_replay(trace[:j])]
+        closed = not standing or len(effective) >= budget
+        # Positions are those of the erasure only while nothing before the place was taken back.
+        erased = {trace[slow_replay(trace[:j])[-1]] for j in effective if slow_replay(trace[: j + 1]) == standing}
+        banned = erased if ban_erased and len(erased) + closed < n_vocabulary else set()
+        assert sorted(gone) == sorted([BT] * closed + [*banned])
+    assert len(found) == len(trace)

@@ -82,6 +82,13 @@ def test_constraints_cover_what_the_requirements_require():
                 queue.append(_name_and_extras(text))
 
 
+def test_the_lock_covers_every_extra():
+    recipe = (REPOSITORY / "Makefile").read_text(encoding="utf-8").partition("\nlock:")[2].partition("\n\n")[0]
+    locked = {extra for extras in re.findall(r"'\.\[([\w,]+)\]'", recipe) for extra in extras.split(",")}
+    aliases = {extra for extra, texts in EXTRAS.items() if all(text.startswith("llmhalluc[") for text in texts)}
+    assert locked == EXTRAS.keys() - aliases - {""}
+
+
 def _name_and_extras(text: str) -> tuple[str, tuple[str, ...]]:
     return canonicalize_name(Requirement(text).name), tuple(sorted(Requirement(text).extras))
 
@@ -120,11 +127,18 @@ def test_light_modules_import_no_torch():
     assert (found.stdout, found.returncode) == ("\n", 0), found.stderr
 
 
-@pytest.mark.parametrize(("word", "count", "later"), [("law", 8, {5}), ("trap", 12, {7})])
-def test_laws_and_traps_have_tests_of_their_number(word, count, later):
+@pytest.mark.parametrize(("word", "count"), [("law", 8), ("trap", 12)])
+def test_laws_and_traps_have_tests_of_their_number(word, count):
     sources = "".join(path.read_text(encoding="utf-8") for path in REPOSITORY.glob("tests/**/test_*.py"))
     named = set(map(int, re.findall(rf"_{word}(\d+)(?=[_(])", " ".join(re.findall(r"def test_\w+\(", sources)))))
-    assert set(range(1, count + 1)) - later <= named
+    assert set(range(1, count + 1)) <= named
+
+
+def test_an_installed_package_carries_what_lies_beside_its_code():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["llmhalluc"]
+    beside = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert beside == {path for pattern in patterns for path in PACKAGE.glob(pattern)}
 
 
 def test_packages_do_nothing_when_imported():

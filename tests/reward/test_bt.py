@@ -1,0 +1,256 @@
+"""The components and what mixes them: their values, their weights, their errors, their speed."""
+
+import json
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from llmhalluc.extras.errors import UserError
+from llmhalluc.hparams.parser import build
+from llmhalluc.hparams.reward_args import COMPONENTS, MARGIN, RewardArguments, law5_problems
+from llmhalluc.prompts.math import clean_solution
+from llmhalluc.reward import bt
+from llmhalluc.reward.bt import (
+    SCORES,
+    BacktrackRewardFunction,
+    Task,
+    backtrack_efficiency,
+    curriculum_weights,
+    format_quality,
+    mix,
+    outcome_accuracy,
+    process_quality,
+)  # fmt: skip
+from llmhalluc.reward.erased import Erased, judge_erasures
+from tests.real import real_data
+from tests.reward.toy import BT, EOS, HONEST, MATH, MOVES, SUDOKU, Characters, Words, corrected
+
+
+def parts(trace, problem):
+    function = BacktrackRewardFunction(RewardArguments(), Words() if problem is SUDOKU else Characters(), BT)
+    sample = function.sample(trace, problem)
+    return {name: score(sample) for name, score in SCORES.items()}
+
+
+def ids(text, problem=MATH):
+    return [*(Words() if problem is SUDOKU else Characters()).encode(text), EOS]
+
+
+def call(args, step, traces, problem=MATH, logged=None, extra=None):
+    n = len(traces)
+    function = BacktrackRewardFunction(args, Words() if problem is SUDOKU else Characters(), BT)
+    return function(
+        prompts=["p"] * n, completions=["decoded without BACKTRACKs #### 54"] * n, completion_ids=traces,
+        task=[problem.task] * n, question=[problem.question] * n, answer=[problem.answer] * n,
+        prompt_ids=[[5]] * n, key=["k"] * n, trainer_state=SimpleNamespace(global_step=step, max_steps=100),
+        log_metric=None if logged is None else lambda name, value: logged.setdefault(name, value),
+        log_extra=None if extra is None else lambda name, values: extra.setdefault(name, values),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome", "form"),
+    [
+        (HONEST, 1, 1), ("The answer is 54.", 1, 1), ("\\boxed{54}", 1, 1), ("#### $54.00", 1, 1),
+        ("#### 53", 0, 1), ("54", 0, 0), ("", 0, 0), ("####", 0, 0), ("#### 54\n#### 53", 0, 0.5),
+        ("#### 53\n#### 54", 1, 0.5), ("#### 54\n#### 54", 1, 0.5), ("#### 54 or 53", 0, 0.5), ("#### 53 54", 0, 0.5),
+        ("The answer is 54 or 53.", 0, 0.5), ("The answer is 54 rolls for 3 days", 1, 1), ("#### 54\nand more", 1, 0.5),
+        ("The answer is 53.\n#### 54", 1, 0.5), ("The answer is 54.\n#### 54", 1, 1), ("#### 5\u0664", 0, 1),
+        ("#### \uff15\uff14", 0, 0), ("#### 5⁴", 0, 1), ("#### NaN", 0, 0), ("#### 1e999999", 0, 0.5),
+        ("#### 54" + "0" * 5000, 0, 0), ("#### -54", 0, 1), ("#### 108/2", 1, 1),
+    ],
+)  # fmt: skip
+def test_law6_the_answer_that_counts_and_its_form(text, outcome, form):
+    assert (outcome_accuracy(text, MATH), format_quality(text, MATH)) == (outcome, form)
+
+
+@pytest.mark.parametrize(
+    ("text", "process"),
+    [
+        (HONEST, 1),
+        ("#### 54", 0.2),  # an answer without work
+        ("", 0),
+        ("1=1\n1=1\n2+2=4\n#### 54", 0.2),  # leads nowhere
+        ("5 * 7 = 35\n#### 35", 1),  # taken from the question, but it is what is answered
+        ("5 * 7 = 35\n#### 54", 0.2),
+        ("12*4 = 46\n46+6 = 52\n#### 52", 0.6),
+        ("12*4 = 46\n46+6 = 53\n#### 53", 0.2),
+        ("12*4 = 46\n12*4 = 46\n12*4 = 46\n46+6 = 52\n#### 52", 0.6),  # said three times, false once
+        ("12*4 = 48\n48+6 = 54", 0.2),  # no answer
+        ("54*1 = 54\n#### 54", 0.2),
+        ("12*5 = 60\n60-60 = 0\n#### 54", 0.2),
+    ],
+)
+def test_steps_count_that_lead_to_the_answer(text, process):
+    assert process_quality(text, MATH) == pytest.approx(process)
+
+
+def test_an_honest_wrong_attempt_is_worth_more_than_a_guess_and_a_guess_more_than_nothing():
+    attempt, guess = ids("12*4 = 48\n48+7 = 56\n#### 56"), ids("#### 56")
+    weights = curriculum_weights(0, RewardArguments())
+    scores = [mix(parts(trace, MATH), weights) for trace in (attempt, guess, ids("12*4 = 48"), [], [BT] * 9, [EOS])]
+    assert scores[0] > scores[1] > scores[2] > scores[3] == scores[4]
+    assert parts([], MATH) == parts([BT] * 9, MATH) == dict.fromkeys(COMPONENTS, 0)
+
+
+def test_stuffing_true_calculations_into_a_wrong_attempt_earns_nothing():
+    wrong = "12*4 = 48\n48+6 = 53\n#### 53"
+    stuffed = ["1+1 = 2\n2+1 = 3\n", "12+4 = 16\n16+6 = 22\n", "48+0 = 48\n", "5 * 7 = 35\n", "12*4 = 48\n" * 9,
+               "12*4 = 48\n48+1 = 49\n49-1 = 48\n"]  # fmt: skip
+    assert all(process_quality(extra + wrong, MATH) <= process_quality(wrong, MATH) for extra in stuffed)
+
+
+def test_sudoku_moves_are_counted_against_the_solution_and_the_blanks():
+    assert process_quality(MOVES, SUDOKU) == format_quality(MOVES, SUDOKU) == outcome_accuracy(MOVES, SUDOKU) == 1
+    wrong = MOVES.replace("d4=1", "d4=2")
+    assert (process_quality(wrong, SUDOKU), format_quality(wrong, SUDOKU)) == (0.9, 1)
+    assert outcome_accuracy(wrong, SUDOKU) == 0
+    assert process_quality("c1=3", SUDOKU) == format_quality("c1=3", SUDOKU) == 0.1
+    assert process_quality("c1=3 " * 10, SUDOKU) == 0.1
+    assert process_quality("a1=1 b1=2", SUDOKU) == format_quality("a1=1 b1=2", SUDOKU) == 0
+    assert process_quality(MOVES + " junk" * 10, SUDOKU) == 0.5
+
+
+def test_erased_tokens_are_wrong_unknown_or_needless():
+    judge = lambda trace, problem, tokenizer: judge_erasures(trace, BT, lambda i: tokenizer.decode([i]), problem)  # noqa: E731
+    math = lambda *texts: judge(corrected(*texts), MATH, Characters())  # noqa: E731
+    assert math("12*4 = ", "46 rolls", "48 rolls\n#### 54") == Erased(7, 0, 1)  # the 4 stands again
+    assert math("12*4 = ", "48 rolls", "48 rolls\n#### 54") == Erased(0, 0, 8)
+    assert math("12*4 = ", "48 pies", "48 rolls\n#### 54") == Erased(0, 4, 3)
+    assert math("", "12+4 = 16", "12*4 = 48") == Erased(0, 7, 2)
+    assert math("12*4 = 4", "9", "8") == Erased(1, 0, 0)
+    sudoku = lambda *texts: judge(corrected(*texts, Words()), SUDOKU, Words())  # noqa: E731
+    assert sudoku("c1=3", "d1=3 c2=1", MOVES[5:]) == Erased(2, 0, 0)  # what follows a wrong move is wrong
+    assert sudoku("c1=3", "d1=4 c2=2", MOVES[5:]) == Erased(1, 0, 1)
+
+
+def test_a_correction_earns_and_needless_erasing_costs():
+    honest = parts(ids(HONEST), MATH)
+    fixed = parts(corrected("12*4 = ", "46", HONEST[7:]), MATH)
+    needless = parts(corrected("12*4 = ", "48", HONEST[7:]), MATH)
+    left = parts(ids("12*4 = 46\n46+6 = 52\n#### 52"), MATH)
+    same_answer = parts(ids(HONEST.replace("48 rolls", "46 rolls")), MATH)
+    for step in (0, 0.2, 1):
+        weights = curriculum_weights(step, RewardArguments())
+        scores = [mix(part, weights) for part in (honest, fixed, needless, same_answer, left)]
+        assert scores[0] > scores[1] > scores[2] > scores[4] + MARGIN
+        assert scores[1] > scores[3] or step  # early, when the process weighs most, correcting beats leaving it
+    assert backtrack_efficiency(110, 100) > backtrack_efficiency(1020, 1000)  # padding makes nothing cheaper
+
+
+def test_weights_move_as_configured():
+    args = RewardArguments(curriculum_end=0.5)
+    first, last = ({name: getattr(args, f"{name}_{stage}") for name in COMPONENTS} for stage in ("start", "end"))
+    assert curriculum_weights(0, args) == first
+    assert curriculum_weights(0.5, args) == curriculum_weights(1, args) == last
+    assert curriculum_weights(0.25, args)["outcome"] == pytest.approx((first["outcome"] + last["outcome"]) / 2)
+    args.curriculum = "cosine"
+    assert curriculum_weights(0.125, args)["outcome"] == pytest.approx(0.6 + 0.25 * (1 - 0.5**0.5) / 2)
+    args.curriculum = "none"
+    assert curriculum_weights(0, args) == last
+    assert SCORES.keys() == last.keys()
+    process = [curriculum_weights(step / 50, RewardArguments())["process"] for step in range(50)]
+    assert process == sorted(process, reverse=True) and process[0] > 3 * process[-1]
+
+
+def test_law5_weights_that_break_it_are_refused():
+    with pytest.raises(UserError) as caught:
+        build({"reward": {"outcome_start": 0.45}})
+    assert caught.value.sentences == (
+        "reward.outcome_start is 0.45, and a wrong answer could win: raise it to at least 0.5, "
+        "0.1 above reward.process_start, reward.efficiency_start, reward.format_start together",
+    )
+    assert build({"reward": {"outcome_start": 0.5}}).reward.outcome_start == 0.5
+    assert [keys[0] for keys, _ in law5_problems(RewardArguments(process_end=1))] == ["reward.outcome_end"]
+
+
+def test_trap7_configured_weights_reach_the_score():
+    trace = corrected("12*4 = ", "46", HONEST[7:])
+    part = parts(trace, MATH)
+    for step in (0, 20, 50, 100):
+        args = RewardArguments(outcome_start=0.9, process_end=0.2, erasure_scale=7)
+        [score] = call(args, step, [trace])
+        part["efficiency"], part["process"] = 7 / 11, 7 / 8
+        assert score == pytest.approx(mix(part, curriculum_weights(step / 100, args)))
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_trap7_a_component_that_raises_stops_the_run(monkeypatch, name):
+    def broken(sample):
+        raise ZeroDivisionError("broken")
+
+    monkeypatch.setitem(SCORES, name, broken)
+    with pytest.raises(ZeroDivisionError, match="broken"):
+        call(RewardArguments(), 0, [ids(HONEST)])
+
+
+def test_trap7_answers_are_compared_and_not_positions():
+    shifted = "First, " + HONEST
+    close = HONEST[:-1] + "5"
+    assert sum(a == b for a, b in zip(close, HONEST, strict=True)) == len(HONEST) - 1
+    assert outcome_accuracy(shifted, MATH) == 1 and outcome_accuracy(close, MATH) == 0
+
+
+def test_trap7_unknown_tasks_and_a_run_without_an_end_are_errors():
+    with pytest.raises(ValueError, match="task is 'qa'"):
+        outcome_accuracy("a", Task("qa", "q", "a"))
+    function = BacktrackRewardFunction(RewardArguments(), Characters(), BT)
+    with pytest.raises(ValueError, match="max_steps is 0"):
+        function([], [], [], [], [], [], trainer_state=SimpleNamespace(global_step=0, max_steps=0))
+
+
+def test_trap8_rewards_read_the_trace_and_log_every_component():
+    logged, extra = {}, {}
+    traces = [corrected("12*4 = ", "46", HONEST[7:]), ids("#### 53")]
+    scores = call(RewardArguments(), 0, traces, logged=logged, extra=extra)
+    assert scores[0] > scores[1]  # TRL's own decoded completions say 54 in both
+    assert extra["surviving"] == [HONEST, "#### 53"] and extra["outcome"] == [1, 0]
+    assert logged["reward/outcome"] == 0.5 and logged["reward/format"] == 1
+    assert logged["reward/erasures"] == 1 and logged["reward/erasure_precision"] == 0.5
+    assert {f"reward/{name}" for name in COMPONENTS} < logged.keys()
+    assert logged["reward/weight_process"] == RewardArguments().process_start
+    assert (
+        BacktrackRewardFunction.__name__ == "BacktrackRewardFunction"
+        and bt.BacktrackRewardFunction(RewardArguments(), Characters(), BT).__name__ == "backtrack_reward"
+    )
+
+
+def test_a_batch_takes_milliseconds():
+    traces = [corrected(HONEST[:7], "46 rolls", HONEST[7:20] + "so it is and more words " * 12 + HONEST[20:])] * 64
+    call(RewardArguments(), 0, traces)
+    start = time.perf_counter()
+    call(RewardArguments(), 0, traces)
+    assert time.perf_counter() - start < 1  # seconds; about 0.1, of tokens of one character
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["1", "####", "#### 1\n", "answer is ", "answer is 1 or ", "\\boxed{", "\\boxed{1}", "{", "1+1=2\n", "12*4=4", "٣",
+     "9^", "(", "a1=1 ", "c1=3 ", " ", "\n"],
+)  # fmt: skip
+@pytest.mark.parametrize("problem", [MATH, SUDOKU], ids=["math", "sudoku"])
+def test_a_million_characters_take_a_second(unit, problem):
+    text = unit * (1_000_000 // len(unit))
+    start = time.perf_counter()
+    for score in (outcome_accuracy, process_quality, format_quality):
+        assert 0 <= score(text, problem) <= 1
+    assert time.perf_counter() - start < 10  # seconds; about 1 on an idle core
+
+
+@pytest.mark.parametrize("unit", [[BT], [53, BT], [*ids("1+1=3")[:-1], BT], [53] * 9 + [BT] * 5])
+def test_a_million_tokens_take_seconds(unit):
+    trace = unit * (300_000 // len(unit))
+    start = time.perf_counter()
+    call(RewardArguments(), 0, [trace])
+    assert time.perf_counter() - start < 10
+
+
+def test_worked_solutions_score_high():
+    with real_data("gsm8k/train.jsonl").open(encoding="utf-8") as lines:
+        records = [json.loads(line) for line, _ in zip(lines, range(700), strict=False)]
+    tasks = [
+        (clean_solution(record["answer"]), Task("math", record["question"], record["answer"])) for record in records
+    ]
+    assert all(outcome_accuracy(text, task) == 1 == format_quality(text, task) for text, task in tasks)
+    assert sum(process_quality(text, task) for text, task in tasks) / len(tasks) > 0.9
