@@ -21,7 +21,9 @@ from llmhalluc.backtrack import labels, layout
 from llmhalluc.data.backtrack import BacktrackConverter
 from llmhalluc.data.base import DatasetConverter
 from llmhalluc.data.collator import Draw
+from llmhalluc.data.dpo import BacktrackDPOConverter, DPOConverter
 from llmhalluc.data.gsm8k import GSM8KBacktrackConverter, GSM8KConverter
+from llmhalluc.data.selfgen import SelfgenConverter
 from llmhalluc.data.sft import SFTConverter
 from llmhalluc.data.squad import SquadConverter
 from llmhalluc.data.sudoku import SudokuBacktrackConverter, SudokuConverter
@@ -35,11 +37,14 @@ logger = logging.getLogger(__name__)
 CONVERTERS: dict[str, type[DatasetConverter]] = {
     "sft": SFTConverter,
     "backtrack": BacktrackConverter,
+    "dpo": DPOConverter,
+    "backtrack_dpo": BacktrackDPOConverter,
     "gsm8k": GSM8KConverter,
     "gsm8k_backtrack": GSM8KBacktrackConverter,
     "squad": SquadConverter,
     "sudoku": SudokuConverter,
     "sudoku_backtrack": SudokuBacktrackConverter,
+    "selfgen": SelfgenConverter,
 }
 READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 _BATCH = 1000  # records that are encoded at a time

@@ -1,11 +1,13 @@
 """The life of a training run: model and tokenizer, data, trainer, training, saving. A stage overrides what differs."""
 
+import dataclasses
 import importlib.util
 import json
 import logging
+import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.run_folder import is_main_process, open_run, write_json
@@ -19,6 +21,10 @@ logger = logging.getLogger(__name__)
 class BaseExecutor:
     """One training run of `config`: `run` calls the steps in the order in which they stand below."""
 
+    sections: tuple[str, ...] = ("model", "data", "backtrack", "train")  # what decides how the run comes out
+    # What the curve in train.json holds, the Trainer's name -> ours, and which of them loss.png draws, with its label.
+    logged: ClassVar = {"step": "step", "loss": "loss", "num_tokens": "tokens", "mean_token_accuracy": "accuracy"}
+    drawn = ("loss", "cross-entropy, nats a labelled token")
     trainer: Any  # a transformers Trainer whose `seen` counts tokens, examples and seconds
 
     def __init__(self, config: Config):
@@ -34,7 +40,7 @@ class BaseExecutor:
     def run(self) -> dict[str, Any]:
         """Train, save, and return what train.json holds; of a finished run that is to be resumed nothing else."""
         train = self.config.train
-        what_decides = resolved(self.config, ("model", "data", "backtrack", "train"))
+        what_decides = resolved(self.config, self.sections)
         with open_run(self.output_dir, what_decides, train.overwrite, train.resume):
             if train.resume and (self.output_dir / RECORD).is_file():
                 logger.warning("%s holds this run finished: nothing is left to do", self.output_dir)
@@ -79,6 +85,65 @@ class BaseExecutor:
         """Set `trainer`."""
         raise NotImplementedError
 
+    def arguments(self, config_class: Any, useless: dict[str, str], **fixed: Any) -> Any:
+        """TRL's config of the `train` section, with `fixed` keys.
+
+        useless: key -> why it has no effect here. Raises UserError for these, for what TRL refuses, for an
+        evaluation without data, and for several GPUs in one process.
+        """
+        defaults = {f.name: f.default for f in dataclasses.fields(config_class)}
+        given = [key for key in useless if key in self.trl and self.trl[key] != defaults[key]]
+        if given:
+            raise UserError(*(f"train.{key} has no effect here ({useless[key]}): take it out" for key in given))
+        self.stop_on_sigterm = self.trl.get("enable_jit_checkpoint", False)
+        ours = {"enable_jit_checkpoint": False}  # transformers' own stops in mid-step
+        keys = {"logging_nan_inf_filter": False} | self.device_defaults() | self.trl | ours
+        keys |= fixed | {"remove_unused_columns": False}
+        old_name = keys.pop("gradient_checkpointing")
+        keys.setdefault("activation_checkpointing", old_name)
+        try:
+            args = config_class(**keys)
+        except (TypeError, ValueError) as error:
+            named = [f"train.{key} is {value!r}" for key, value in self.trl.items() if key in str(error)]
+            raise UserError(": ".join([*named, " ".join(str(error).split())])) from error
+        if args.eval_strategy != "no" and self.eval_dataset is None:
+            raise UserError(
+                f"train.eval_strategy is {args.eval_strategy.value}, but there is nothing to evaluate on: "
+                "set data.eval_dataset or data.eval_split"
+            )
+        if args.n_gpu > 1:
+            raise UserError(
+                f"{args.n_gpu} GPUs are visible to one process: start one process a GPU "
+                f"(torchrun --nproc_per_node {args.n_gpu} -m llmhalluc.run_train ...), or set CUDA_VISIBLE_DEVICES=0"
+            )
+        return args
+
+    def device_defaults(self) -> dict:
+        """What suits the device where nothing else is asked for. Raises UserError for a device that is not ours."""
+        import torch
+        from transformers.utils import is_torch_bf16_gpu_available
+
+        device = self.config.model.device
+        if device not in (None, "cpu", "cuda", "cuda:0", "mps"):
+            raise UserError(
+                f"model.device is {device}, but training takes the devices it is given: "
+                "set CUDA_VISIBLE_DEVICES, or use torchrun for several"
+            )
+        if device == "cpu" or not torch.accelerator.is_available():
+            return {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False}
+        return {"bf16": is_torch_bf16_gpu_available() and not self.trl.get("fp16"), "gradient_checkpointing": True}
+
+    def draws(self, args: Any) -> int:
+        """How many examples the training draws; train.max_tokens sets args.max_steps from the mean trace length."""
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        if (max_tokens := self.config.train.max_tokens) is not None:
+            if self.trl.get("max_steps", -1) > 0:
+                raise UserError("train.max_tokens and train.max_steps are both set: keep one of them")
+            # The last batch of an epoch may be smaller.
+            epochs, rest = divmod(max_tokens / self.dataset.mean_length(), len(self.dataset))
+            args.max_steps = max(1, round(epochs * math.ceil(len(self.dataset) / batch) + rest / batch))
+        return args.max_steps * batch if args.max_steps > 0 else round(args.num_train_epochs * len(self.dataset))
+
     def fit(self) -> None:
         """Train to the last step. Raises UserError when a SIGTERM came first."""
         self.trainer.train(resume_from_checkpoint=self.checkpoint)
@@ -98,7 +163,7 @@ class BaseExecutor:
         self.trainer.save_model(str(self.output_dir))
         if is_main_process():
             (self.output_dir / "training_args.bin").unlink()  # a pickle, and run.json says the same
-            draw_curve(record, self.output_dir / CURVE)
+            draw_curve(record, *self.drawn, self.output_dir / CURVE)
             if self.config.train.merge and isinstance(self.model, BacktrackPeftModel):
                 merge(self.model, self.tokenizer, self.output_dir / MERGED)
             write_json(self.output_dir / RECORD, record)
@@ -107,13 +172,12 @@ class BaseExecutor:
 
     def record(self) -> dict[str, Any]:
         """What train.json holds: totals, and the curve as it was logged."""
-        history = self.trainer.state.log_history
-        names = {"step": "step", "loss": "loss", "num_tokens": "tokens", "mean_token_accuracy": "accuracy"}
+        history, names = self.trainer.state.log_history, self.logged.items()
         return {
             **self.trainer.seen,
             "steps": self.trainer.state.global_step,
             "trainable_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
-            "loss": [{names[k]: entry[k] for k in names if k in entry} for entry in history if "loss" in entry],
+            "loss": [{ours: e[name] for name, ours in names if name in e} for e in history if "loss" in e],
             "eval_loss": [{"step": e["step"], "loss": e["eval_loss"]} for e in history if "eval_loss" in e],
         }
 
@@ -141,20 +205,20 @@ def use_trackers(report_to: str | list[str] | None, output_dir: Path) -> None:
             os.environ.setdefault(f"WANDB_{key}", value)
 
 
-def draw_curve(record: dict[str, Any], path: Path) -> None:
-    """The training loss (and the evaluation loss, if there is one) against steps and trace tokens."""
+def draw_curve(record: dict[str, Any], name: str, label: str, path: Path) -> None:
+    """A curve of the training (beside the loss that of the evaluation, if there is one) against steps and tokens."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    points = record["loss"]
-    axes.plot([e["step"] for e in points], [e["loss"] for e in points], ".-", label="training")
-    if points := record["eval_loss"]:
+    points = [entry for entry in record["loss"] if name in entry]
+    axes.plot([e["step"] for e in points], [e[name] for e in points], ".-", label="training")
+    if name == "loss" and (points := record["eval_loss"]):
         axes.plot([e["step"] for e in points], [e["loss"] for e in points], "o-", label="evaluation")
         axes.legend()
-    axes.set(xlabel="step", ylabel="cross-entropy, nats a labelled token")
+    axes.set(xlabel="step", ylabel=label)
     a_step = record["tokens"] / record["steps"]
     tokens = axes.secondary_xaxis("top", functions=(lambda step: step * a_step, lambda token: token / a_step))
     tokens.set_xlabel("trace tokens")

@@ -1,26 +1,19 @@
-"""TRL's SFTTrainer on traces: our draws, our loss, exact counts, and a resume that changes nothing."""
+"""TRL's SFTTrainer on traces: our draws, our loss."""
 
-import json
-import signal
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from torch.nn import functional
-from transformers import TrainerCallback, TrainerState
 from trl import SFTTrainer
 
 from llmhalluc.backtrack import IGNORE
 from llmhalluc.extras.errors import UserError
-from llmhalluc.extras.run_folder import write_json
-from llmhalluc.models.helper import ship_generate
-from llmhalluc.train.checkpoint import STATE, progress_file
+from llmhalluc.train.run import Run
 
 
-class TraceTrainer(SFTTrainer):
+class TraceTrainer(Run, SFTTrainer):
     """SFTTrainer whose examples are the sampler's draws and whose loss goes through the model's own forward.
 
     TRL multiplies `lm_head.weight` itself, which passes by PEFT's change of the BACKTRACK row and, on a CPU, scores
@@ -37,28 +30,10 @@ class TraceTrainer(SFTTrainer):
             **kwargs,
         )
         self.train_dataset, self.sampler = Numbered(traces), sampler
-        self.seen = {"tokens": 0, "examples": 0, "seconds": 0.0}  # by all processes, up to the last log
         # Of this process, since the last log: loss, right predictions, labels, trace tokens, examples.
         dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
         self.sums = {mode: torch.zeros(5, dtype=dtype, device=self.args.device) for mode in ("train", "eval")}
-        self.resumed: dict[str, Any] | None = None
-        self.add_callback(Steps(self, stop_on_sigterm))
-
-    def train(self, resume_from_checkpoint: str | None = None, **kwargs) -> None:
-        """Train to the last step, from the start or exactly as the run went on that saved the checkpoint."""
-        if resume_from_checkpoint is None:
-            super().train(**kwargs)
-            return
-        folder = Path(resume_from_checkpoint)
-        self.resumed = json.loads(progress_file(folder, self.args.process_index).read_text(encoding="utf-8"))
-        state = TrainerState.load_from_json(folder / STATE)
-        if state.global_step < state.max_steps:
-            super().train(resume_from_checkpoint=str(folder), **kwargs)
-            return
-        # Killed between its last checkpoint and the final model: the Trainer would take one step more.
-        best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
-        self._load_from_checkpoint(best or str(folder))
-        self.state, self.seen = state, self.resumed["seen"]
+        self.start_run(stop_on_sigterm)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Sum of the cross-entropies at labelled positions over the labels of the whole accumulated batch.
@@ -118,74 +93,17 @@ class TraceTrainer(SFTTrainer):
         self.sums[mode].zero_()
         return total
 
-    def _save_checkpoint(self, model, trial) -> None:
-        """Save as the Trainer does, and before it what its own state lacks: sums that no log has taken up yet."""
-        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
-        folder.mkdir(parents=True, exist_ok=True)
-        progress = {
-            "seen": self.seen | {"seconds": self.seconds()},
-            "sums": self.sums["train"].tolist(),
-            "loss": self._tr_loss.item(),
-            "last_log": self._globalstep_last_logged,
-        }
-        write_json(progress_file(folder, self.args.process_index), progress)
-        super()._save_checkpoint(model, trial)
+    def progress(self) -> dict[str, Any]:
+        """The sums too."""
+        return super().progress() | {"sums": self.sums["train"].tolist()}
 
-    def _save(self, output_dir=None, state_dict=None) -> None:
-        """Write the weights, at every checkpoint and at the end, and the decoding loop for stock transformers."""
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            ship_generate(output_dir or self.args.output_dir)
-
-    def begin(self) -> None:
-        """Start the clock; go on with the sums of the checkpoint, if there is one."""
-        self.began = time.monotonic()
-        if self.resumed is not None:
-            self.seen = self.resumed["seen"]
-            self.sums["train"] += torch.tensor(self.resumed["sums"], dtype=torch.float64).to(self.sums["train"])
-            self._tr_loss += self.resumed["loss"]
-            self._globalstep_last_logged = self.resumed["last_log"]
-
-    def seconds(self) -> float:
-        """Wall time spent in training, earlier parts of a resumed run counted."""
-        return self.seen["seconds"] + time.monotonic() - self.began
+    def restore(self, progress: dict[str, Any]) -> None:
+        """The sums too."""
+        super().restore(progress)
+        self.sums["train"] += torch.tensor(progress["sums"], dtype=torch.float64).to(self.sums["train"])
 
     def _get_train_sampler(self, train_dataset=None):
         return self.sampler
-
-    def _send_telemetry(self) -> None:
-        """Tell nobody: a run on local files calls no network."""
-
-    def create_model_card(self, *args, **kwargs) -> None:
-        """Write none: TRL's would speak of its own loss and an unnamed base model; run.json has the facts."""
-
-
-class Steps(TrainerCallback):
-    """What has to happen at the steps of a TraceTrainer."""
-
-    def __init__(self, trainer: TraceTrainer, stop_on_sigterm: bool):
-        self.trainer, self.stop_on_sigterm, self.stop = trainer, stop_on_sigterm, False
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer.begin()
-        if self.stop_on_sigterm:
-            self.previous = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "stop", True))
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        # accelerate's set_epoch does not reach a sampler behind its shards and skipped batches at once.
-        self.trainer.sampler.set_epoch(int(state.epoch))
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_log |= state.global_step >= state.max_steps
-        if self.stop_on_sigterm:
-            stop = torch.tensor(float(self.stop), device=args.device)
-            if self.trainer.accelerator.reduce(stop, reduction="sum") > 0:  # all processes stop at one step
-                control.should_save = control.should_training_stop = True
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.trainer.seen["seconds"] = self.trainer.seconds()
-        if self.stop_on_sigterm:
-            signal.signal(signal.SIGTERM, self.previous)
 
 
 class Numbered(torch.utils.data.Dataset):

@@ -1,17 +1,22 @@
 """Records, tokenizers and a slow oracle for the tests of the data room."""
 
+import json
+import tempfile
 from functools import cache
+from pathlib import Path
 from random import Random
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from llmhalluc.data.manager import CONVERTERS
+from llmhalluc.data.selfgen import ABOUT, tokenizer_fingerprint
 from llmhalluc.extras.constant import BACKTRACK_TOKEN
 from llmhalluc.hparams.backtrack_args import BacktrackArguments
 from llmhalluc.hparams.data_args import DataArguments
 from llmhalluc.prompts.sudoku import build_tokenizer
 
+_FOLDER = tempfile.TemporaryDirectory()
 GSM8K = [
     {
         "question": "A coop holds 48 hens and half as many ducks. How many birds are there?",
@@ -38,9 +43,15 @@ SQUAD = [
     {"question": "Who?", "context": "It stood in Rome.", "answers": {"text": []}},
 ]
 SUDOKU = [{"puzzle": "4...1......42.1.", "solution": "4231134231242413"}]  # of the training part
+PAIRS = [{"prompt": "What is 3 and 4?", "chosen": "It is 7.", "rejected": f"It is {i}."} for i in (6, 8)]
+OWN = [  # ids of bpe_tokenizer: a prefix, two own steps, a right end with eos; a clean one
+    {"prompt_ids": [9, 10], "prefix_ids": [11], "own_steps": [[12, 13], [14]], "right_ids": [15, 16, 2]},
+    {"prompt_ids": [9, 10], "prefix_ids": [], "own_steps": [], "right_ids": [11, 15, 2]},
+]
 RECORDS = {
     "sft": QA, "backtrack": QA, "gsm8k": GSM8K, "gsm8k_backtrack": GSM8K, "squad": SQUAD,
-    "sudoku": SUDOKU, "sudoku_backtrack": SUDOKU,
+    "sudoku": SUDOKU, "sudoku_backtrack": SUDOKU, "dpo": PAIRS, "backtrack_dpo": GSM8K[:3],
+    "selfgen": OWN,
 }  # fmt: skip
 
 
@@ -75,9 +86,21 @@ def sudoku_tokenizer(size: int = 4) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+@cache
+def own_file() -> str:
+    """Where traces of run_gen would lie: what they are stands beside them."""
+    about = {"model": "a/model", "problems": {"dataset": "sudoku", "split": "train"}}
+    tokenizer = bpe_tokenizer()
+    about["tokenizer"] = tokenizer_fingerprint(tokenizer, tokenizer.convert_tokens_to_ids(BACKTRACK_TOKEN))
+    (Path(_FOLDER.name) / ABOUT).write_text(json.dumps(about))
+    return str(Path(_FOLDER.name) / "traces.jsonl")
+
+
 def converter(name: str, training: bool = True, data: dict | None = None, **backtrack):
     """A converter with a tokenizer that suits it."""
     tokenizer = sudoku_tokenizer() if name.startswith("sudoku") else bpe_tokenizer()
+    if name == "selfgen":
+        data = {"dataset": own_file()} | (data or {})
     arguments = DataArguments(converter=name, **({"dataset": "records.jsonl"} | (data or {})))
     backtrack_id = tokenizer.convert_tokens_to_ids(BACKTRACK_TOKEN)
     return CONVERTERS[name](tokenizer, backtrack_id, arguments, BacktrackArguments(**backtrack), training)

@@ -1,0 +1,245 @@
+"""The DPO stage: pairs that part where an error is erased or carried on; TRL's losses, all tokens alike or the decision
+before the rest.
+
+Shapes: B traces (the chosen ones, then the rejected ones of the same pairs), T positions.
+"""
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any, ClassVar
+
+import datasets
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+from trl import DPOConfig, DPOTrainer
+
+from llmhalluc.backtrack import IGNORE
+from llmhalluc.data.collator import DrawSampler
+from llmhalluc.data.dpo import PairDataset
+from llmhalluc.data.manager import CONVERTERS
+from llmhalluc.extras.errors import UserError
+from llmhalluc.hparams.parser import Config
+from llmhalluc.train.base import BaseExecutor
+from llmhalluc.train.run import Run
+from llmhalluc.train.scoring import score_through_model
+
+REFERENCE = "ref"  # TRL's name of the adapter that keeps what the trained one was at the start
+# Keys of TRL's that leave fresh pairs as they are: whoever sets one expects something that would not happen.
+USELESS = {
+    "model_init_kwargs": "the model section loads the model",
+    "trust_remote_code": "use model.trust_remote_code",
+    "pad_token": "the tokenizer has one",
+    "dataset_num_proc": "use data.num_proc",
+    "remove_unused_columns": "pairs hold nothing unused",
+    "max_length": "a pair is never cut, data.max_length leaves long ones out",
+    "truncation_mode": "a pair is never cut, data.max_length leaves long ones out",
+    "padding_free": "TRL has it switched off",
+    "precompute_ref_log_probs": "pairs are drawn anew in every epoch",
+    "precompute_ref_batch_size": "pairs are drawn anew in every epoch",
+    "train_sampling_strategy": "draws are shuffled anew in every epoch",
+    "auto_find_batch_size": "it would change the batch in the middle of a run",
+}
+LOSS_TYPES = ("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
+              "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm")  # fmt: skip
+METRICS = ("rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected", "logps/chosen",
+           "logps/rejected")  # fmt: skip
+
+
+class DPOExecutor(BaseExecutor):
+    """DPO on pairs of `data.converter` dpo or backtrack_dpo, against the model that the run starts from."""
+
+    logged: ClassVar = {**BaseExecutor.logged, **{name: name for name in METRICS}}
+    drawn = ("loss", "DPO loss, nats a pair")
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        name, train = config.data.converter, config.train
+        with_pairs = [known for known, converter in CONVERTERS.items() if hasattr(converter, "pair")]
+        if name in CONVERTERS and name not in with_pairs:
+            raise UserError(f"data.converter is {name}, which makes no pairs for dpo: name {' or '.join(with_pairs)}")
+        loss_type = self.trl.get("loss_type", [])
+        for kind in [loss_type] if isinstance(loss_type, str) else loss_type:
+            if kind not in LOSS_TYPES:
+                raise UserError(f"train.loss_type is {kind}, expected some of {', '.join(LOSS_TYPES)}")
+        if train.loss == "token":
+            for key in ("use_weighting", "ld_alpha"):
+                if self.trl.get(key):
+                    raise UserError(
+                        f"train.{key} weights tokens in its own way: take it out, or set train.loss=sequence"
+                    )
+        if train.keep_share and not hasattr(CONVERTERS.get(name), "keep_pair"):
+            raise UserError(
+                f"train.keep_share is {train.keep_share}, but data.converter {name} has its pairs: take it out"
+            )
+        if self.trl.get("sync_ref_model") and (train.resume or config.model.finetuning != "full"):
+            reason = "a checkpoint has no reference" if train.resume else "an adapter shares its weights with it"
+            raise UserError(f"train.sync_ref_model moves the reference, but {reason}: take it out")
+
+    def load_data(self) -> None:
+        """The pairs. Raises UserError where the records make none."""
+        super().load_data()
+        data = self.config.data
+        self.dataset = PairDataset(self.dataset, self.config.train.keep_share)
+        self.eval_dataset = None if self.eval_dataset is None else PairDataset(self.eval_dataset)
+        for key, pairs in (("data.dataset", self.dataset), ("data.eval_dataset", self.eval_dataset)):
+            if pairs is not None and not len(pairs):
+                name = data.eval_dataset if key == "data.eval_dataset" and data.eval_dataset else data.dataset
+                raise UserError(
+                    f"{key} {name} makes no pair (data.converter is {data.converter}, data.max_length is "
+                    f"{data.max_length}): name data with answers that can go wrong, or raise data.max_length"
+                )
+
+    def make_trainer(self) -> None:
+        """Raises UserError for options that cannot be met."""
+        args = self.arguments(DPOConfig, USELESS, max_length=None)
+        try:
+            self.trainer = DPORun(
+                model=self.model,
+                ref_model=None if isinstance(self.model, PeftModel) else frozen_copy(self.model),
+                args=args,
+                processing_class=self.tokenizer,
+                pairs=self.dataset,
+                eval_pairs=self.eval_dataset,
+                sampler=DrawSampler(len(self.dataset), self.data_seed, self.draws(args)),
+                weighted=(self.backtrack_id, self.config.train.loss_decay)
+                if self.config.train.loss == "token"
+                else None,
+                stop_on_sigterm=self.stop_on_sigterm,
+            )
+        except (ValueError, NotImplementedError) as error:  # options of TRL's that do not go together
+            raise UserError(f"train: {' '.join(str(error).split())}") from error
+
+    def record(self) -> dict[str, Any]:
+        """The metrics of the evaluations too."""
+        record, history = super().record(), self.trainer.state.log_history
+        for entry, logged in zip(record["eval_loss"], [e for e in history if "eval_loss" in e], strict=True):
+            entry |= {name: logged[f"eval_{name}"] for name in METRICS}
+        return record
+
+
+class DPORun(Run, DPOTrainer):
+    """DPOTrainer whose pairs are the sampler's draws and whose policy and reference are scored by their own forward.
+
+    `weighted`: BACKTRACK's id and the decay of `decision_weights`; None weighs all tokens alike.
+    """
+
+    def __init__(self, *, pairs, eval_pairs, sampler, weighted: tuple[int, float] | None, stop_on_sigterm, **kwargs):
+        # DPOTrainer takes a datasets.Dataset and nothing else; of this one it only reads the first row.
+        stand_in = datasets.Dataset.from_dict({"prompt_ids": [[0]], "chosen_ids": [[0]], "rejected_ids": [[0]]})
+        super().__init__(train_dataset=stand_in, eval_dataset=eval_pairs, **kwargs)
+        self.train_dataset, self.sampler = pairs, sampler
+        models = [self.model]
+        if isinstance(self.model, PeftModel):
+            copy_adapter(self.model, "default", REFERENCE)
+            models = [self.model.get_base_model()]
+        if self.ref_model is not None:
+            models.append(self.accelerator.unwrap_model(self.ref_model))
+        for model in models:
+            score_through_model(model)
+            if weighted is not None:
+                weigh_decisions(model, *weighted)
+        # Of this process, since the last log: tokens of both traces, pairs.
+        self.counts = torch.zeros(2, dtype=torch.int64, device=self.args.device)
+        self.start_run(stop_on_sigterm)
+
+    def _prepare_dataset(self, dataset, *args):
+        """The pairs as they are: TRL would make text of them."""
+        return dataset
+
+    def _get_train_sampler(self, train_dataset=None):
+        return self.sampler
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """TRL's. Raises UserError when the loss of a training batch is not finite."""
+        # accelerate put autocast around the forward that score_through_model replaced in the reference.
+        with self.accelerator.autocast():
+            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = result[0] if return_outputs else result
+        if self.model.training:
+            if not torch.isfinite(loss):
+                raise UserError(
+                    f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower train.learning_rate"
+                )
+            mask_BT = inputs["attention_mask"]
+            self.counts += torch.stack([mask_BT.sum(), mask_BT.new_tensor(len(mask_BT) // 2)])
+        return result
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's, with a count of tokens that goes on when a run is resumed."""
+        if "loss" in logs:
+            tokens, examples = self.accelerator.reduce(self.counts, reduction="sum").tolist()
+            self.counts.zero_()
+            self.seen["tokens"] += tokens
+            self.seen["examples"] += examples
+            self._metrics["train"]["num_tokens"] = [self.seen["tokens"]]
+        super().log(logs, start_time)
+
+    def progress(self) -> dict[str, Any]:
+        """The counts, and what TRL will average in its next log, too."""
+        return super().progress() | {"counts": self.counts.tolist(), "metrics": dict(self._metrics["train"])}
+
+    def restore(self, progress: dict[str, Any]) -> None:
+        """These too."""
+        super().restore(progress)
+        self.counts += self.counts.new_tensor(progress["counts"])
+        self._metrics["train"].update(progress["metrics"])
+
+    def _save(self, output_dir=None, state_dict=None) -> None:
+        """Write what was trained, not the reference adapter."""
+        super()._save(output_dir, state_dict)
+        shutil.rmtree(Path(output_dir or self.args.output_dir) / REFERENCE, ignore_errors=True)
+
+
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """The reference: the model as it is now, its context hook included. TRL would load it anew by its name."""
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+def copy_adapter(model: PeftModel, source: str, target: str) -> None:
+    """Make one adapter the other's equal, the rows of single tokens included, which TRL passes by."""
+    for name, value in model.named_parameters():
+        if source in (parts := name.split(".")):
+            copied = model.get_parameter(".".join(target if part == source else part for part in parts))
+            copied.data = value.data.clone()
+
+
+def decision_weights(
+    labels_BT: torch.Tensor, backtrack_id: int, decay: float, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Weights of tokens in `train.loss: token`, (B, T) labels -> (B, T - 1) of `dtype`, position t about label t + 1.
+
+    DPO (Rafailov et al. 2023, arXiv:2305.18290, eq. 7) is a logistic loss on β (Σ_t ρ_t(chosen) - Σ_t ρ_t(rejected)),
+    ρ_t = log π(y_t | s_t) - log π_ref(y_t | s_t), and β ρ_t is token t's own advantage (Rafailov et al. 2024,
+    arXiv:2404.12358, section 4). Here each sum is Σ_t w_t ρ_t,
+        w_t = n γ^k_t / Σ_j γ^k_j,  k_t = max(0, t - r),  t = 0 … n - 1,
+    with γ = `decay`, n the tokens of the completion and r the BACKTRACKs it opens with (none in the rejected one): the
+    BACKTRACKs and the first token after them weigh most and alike, each later one γ of the one before. The exponential
+    decay is that of D2PO (Shao et al. 2025, arXiv:2502.14340); that it starts after the BACKTRACKs and that the weights
+    sum to n, so that β means what it means without them, is ours. γ = 1 is DPO. 0 where the label is IGNORE.
+    """
+    targets_BT = labels_BT[:, 1:]
+    scored_BT = targets_BT != IGNORE
+    opening_BT = ((targets_BT == backtrack_id) | ~scored_BT).cumprod(1).bool() & scored_BT
+    after_BT = (scored_BT.cumsum(1) - 1 - opening_BT.sum(1, keepdim=True)).clamp(min=0)
+    weights_BT = decay ** after_BT.to(dtype) * scored_BT
+    return weights_BT * scored_BT.sum(1, keepdim=True) / weights_BT.sum(1, keepdim=True).clamp(min=1.0)
+
+
+def weigh_decisions(model: PreTrainedModel, backtrack_id: int, decay: float) -> None:
+    """Make `log_probs` of a model that `score_through_model` was called on those of `decision_weights`.
+
+    TRL sums them over the tokens of policy and reference alike, and so do its metrics `logps/…` and `rewards/…`.
+    """
+    score = model.forward
+
+    def forward(*args: Any, **kwargs: Any):
+        outputs = score(*args, **kwargs)
+        if kwargs.get("fused_lm_head"):
+            log_probs = outputs.log_probs
+            weights = decision_weights(kwargs["labels"], backtrack_id, decay, log_probs.dtype)
+            outputs.log_probs = log_probs * weights
+        return outputs
+
+    model.forward = forward  # type: ignore[method-assign]

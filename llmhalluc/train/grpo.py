@@ -1,0 +1,255 @@
+"""The GRPO stage: TRL's GRPOTrainer with our rollouts, our score of their tokens and the reward of `reward/bt.py`."""
+
+import importlib.util
+import os
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer import grpo_trainer
+from trl.trainer.utils import RepeatSampler
+
+from llmhalluc.data.problems import Problem, load_problems
+from llmhalluc.extras.errors import UserError
+from llmhalluc.reward.bt import BacktrackRewardFunction
+from llmhalluc.train.base import BaseExecutor
+from llmhalluc.train.dpo import REFERENCE, copy_adapter, frozen_copy
+from llmhalluc.train.rollout import Rules, rollout, rollout_rules
+from llmhalluc.train.run import Run
+from llmhalluc.train.scoring import score_through_model
+
+# Keys of TRL's without an effect on runs of ours: whoever sets one expects something that would not happen.
+USELESS = {
+    "model_init_kwargs": "the model section loads the model",
+    "chat_template_kwargs": "use data.apply_chat_template",
+    "generation_kwargs": "rollouts are decoded by our own loop; use train.temperature and the like",
+    "cache_implementation": "rollouts are decoded by our own loop",
+    "use_transformers_continuous_batching": "rollouts are decoded by our own loop, which refills its batch",
+    "use_transformers_paged": "rollouts are decoded by our own loop, which refills its batch",
+    "transformers_continuous_batching_config": "rollouts are decoded by our own loop",
+    "cast_lm_head_to_fp32": "log-probabilities are taken in float32 already",
+    "max_tool_calling_iterations": "rollouts call no tools",
+    "log_multimodal": "problems are text",
+    "reward_weights": "the reward section weighs its components",
+    "include_num_input_tokens_seen": "train.json counts tokens",
+    "remove_unused_columns": "the reward reads all columns",
+}
+# What TRL would look at only when the first rollouts are there.
+CHOICES = {
+    "loss_type": ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+    "scale_rewards": ("group", "batch", "none", True, False),
+    "importance_sampling_level": ("token", "sequence"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+}
+NAMES = {"num_tokens": "tokens", "eval_num_tokens": "tokens"}
+CLOCK = re.compile("step_time|_runtime|_per_second|^epoch$")
+
+
+class GRPORun(Run, GRPOTrainer):
+    """GRPOTrainer whose rollouts are ours, and whose log-probabilities are of the distribution that they came from."""
+
+    def __init__(
+        self, *, model: PreTrainedModel | PeftModel, args: GRPOConfig, rules: Rules, problems: list[Problem],
+        eval_problems: list[Problem] | None = None, stop_on_sigterm: bool = False, **kwargs: Any,
+    ):  # fmt: skip
+        self.rules = rules
+        rows = {name: _rows(given, name) for name, given in (("train", problems), ("eval", eval_problems)) if given}
+        self.problems = {prompt: problem for found in rows.values() for prompt, problem in found.items()}
+        load = grpo_trainer.create_model_from_path
+        # TRL would load the reference from a path: without the BACKTRACK that was just added, and never a fresh model.
+        grpo_trainer.create_model_from_path = lambda *_, **__: frozen_copy(model)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "You are using 'rollout_func'")
+                super().__init__(
+                    model=model, args=args, train_dataset=_columns(rows["train"]),
+                    eval_dataset=_columns(rows["eval"]) if "eval" in rows else None,
+                    rollout_func=lambda prompts, trainer: rollout(trainer, rules, prompts), **kwargs,
+                )  # fmt: skip
+        finally:
+            grpo_trainer.create_model_from_path = load
+        if isinstance(model, PeftModel) and args.beta:
+            copy_adapter(model, "default", REFERENCE)
+        for scored in filter(None, (self.model, self.ref_model)):
+            base = self.accelerator.unwrap_model(scored)
+            base = base.get_base_model() if isinstance(base, PeftModel) else base
+            n_vocabulary = base.config.get_text_config().vocab_size
+            # What vLLM samples from knows no bans.
+            score_through_model(base, self.temperature, None if self.use_vllm else rules.unoffered(n_vocabulary))
+        self.start_run(stop_on_sigterm)
+        self.seen["rollout_seconds"] = 0.0
+
+    @property
+    def round(self) -> int:
+        """How often the policy has written a batch of rollouts."""
+        return self._step // (self.args.steps_per_generation * self.num_iterations)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """TRL's; raises UserError when it is not finite."""
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.model.training and not torch.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower train.learning_rate"
+            )
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self.seen["tokens"] = self.state.num_input_tokens_seen
+        super().log(logs, start_time)
+
+    def progress(self) -> dict[str, Any]:
+        """The metrics since the last log too, and the rollouts that further steps will take up."""
+        alive = self._step % (self.args.steps_per_generation * self.num_iterations)
+        batches = [{k: _plain(v) for k, v in batch.items()} for batch in self._buffered_inputs] if alive else None
+        return super().progress() | {"step": self._step, "metrics": self._metrics["train"], "batches": batches}
+
+    def restore(self, progress: dict[str, Any]) -> None:
+        super().restore(progress)
+        self._step = progress["step"]
+        self._metrics["train"].update(progress["metrics"])
+        if progress["batches"] is not None:
+            self._buffered_inputs = [
+                {k: _tensor(v, self.args.device) for k, v in batch.items()} for batch in progress["batches"]
+            ]
+
+    def _get_train_sampler(self, dataset=None):
+        self.sampler = Groups(
+            self.train_dataset, self.num_generations, self.args.generation_batch_size // self.num_generations,
+            self.num_iterations * self.args.steps_per_generation, self.shuffle_dataset, self.args.seed,
+        )  # fmt: skip
+        return self.sampler
+
+    def _save(self, output_dir=None, state_dict=None) -> None:
+        super()._save(output_dir, state_dict)
+        # The reference adapter is made anew at each start.
+        shutil.rmtree(Path(output_dir or self.args.output_dir, REFERENCE), ignore_errors=True)
+
+
+class Groups(RepeatSampler):
+    """TRL's order of prompts, a permutation of (seed, epoch), so that a resumed epoch goes on as it began."""
+
+    def set_epoch(self, epoch: int) -> None:
+        if self.shuffle:
+            self.generator.manual_seed(self.seed + epoch)
+
+
+class GRPOExecutor(BaseExecutor):
+    """Group-relative policy optimisation (arXiv:2402.03300) and what else `train.loss_type` names."""
+
+    sections = (*BaseExecutor.sections, "reward", "gen")
+    drawn = ("reward", "mean reward of a rollout")
+    dataset: Any  # list[Problem], and so is the other, or None
+    eval_dataset: Any
+
+    def load_data(self) -> None:
+        """Raises UserError for what `load_problems` refuses, and for problems that also evaluate (law 8)."""
+        data = self.config.data
+        self.dataset = load_problems(data, self.tokenizer)
+        held_out = data.eval_dataset is not None or data.eval_split is not None
+        self.eval_dataset = load_problems(data, self.tokenizer, held_out=True) if held_out else None
+        prompts = {tuple(problem.prompt_ids) for problem in self.dataset}
+        if shared := sum(tuple(problem.prompt_ids) in prompts for problem in self.eval_dataset or ()):
+            raise UserError(
+                f"{shared} prompts of data.dataset {data.dataset} are also in the evaluation data: take them out of one"
+            )
+        if any(self.backtrack_id in problem.prompt_ids for problem in self.dataset + (self.eval_dataset or [])):
+            raise UserError(f"data.dataset {data.dataset} has a prompt that holds the BACKTRACK token: remove it")
+
+    def make_trainer(self) -> None:
+        """Raises UserError for options that cannot be met."""
+        config = self.config
+        if config.train.max_tokens is not None:
+            raise UserError("train.max_tokens is set, but rollouts have no length in advance: set train.max_steps")
+        if config.train.resume and self.trl.get("sync_ref_model"):
+            raise UserError("train.sync_ref_model moves a reference that no checkpoint holds: set train.resume=false")
+        for key, choices in CHOICES.items():
+            if key in self.trl and self.trl[key] not in choices:
+                names = ", ".join(choice for choice in choices if isinstance(choice, str))
+                raise UserError(f"train.{key} is {self.trl[key]}, expected one of {names}")
+        self._check_vllm()
+        self._check_groups()
+        args = self.arguments(GRPOConfig, USELESS)
+        rules = rollout_rules(
+            config.gen, config.gen_given, args, self.backtrack_id, config.backtrack.context,
+            config.train.rollout_batch_size,
+        )  # fmt: skip
+        self.trainer = GRPORun(
+            model=self.model, args=args, rules=rules, problems=self.dataset, eval_problems=self.eval_dataset,
+            processing_class=self.tokenizer, reward_funcs=self.reward(), stop_on_sigterm=self.stop_on_sigterm,
+        )  # fmt: skip
+
+    def reward(self) -> Any:
+        """What scores the rollouts."""
+        return BacktrackRewardFunction(self.config.reward, self.tokenizer, self.backtrack_id)
+
+    def record(self) -> dict[str, Any]:
+        """Every number that TRL logged beside the losses, the wall times left out."""
+        record, history = super().record(), self.trainer.state.log_history
+        for name, prefix in (("loss", ""), ("eval_loss", "eval_")):
+            record[name] = [_named(entry, prefix) for entry in history if name in entry]
+        return record
+
+    def _check_vllm(self) -> None:
+        if not self.trl.get("use_vllm"):
+            return
+        if importlib.util.find_spec("vllm") is None:
+            raise UserError("train.use_vllm is true, but vllm is not installed: pip install vllm, or set false")
+        if self.config.backtrack.context != "soft":
+            raise UserError(
+                f"train.use_vllm is true, but vllm hides no rows and backtrack.context is "
+                f"{self.config.backtrack.context}: set backtrack.context=soft, or use_vllm=false"
+            )
+
+    def _check_groups(self) -> None:
+        """Say in our keys what TRL says in its own: a round of rollouts holds whole groups, and problems for them."""
+        defaults = GRPOConfig.__dataclass_fields__
+        size, batch, steps, every = (
+            self.trl.get(key, defaults[key].default)
+            for key in ("num_generations", "per_device_train_batch_size", "gradient_accumulation_steps",
+                        "steps_per_generation")
+        )  # fmt: skip
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        count = self.trl.get("generation_batch_size") or batch * processes * (every or steps)
+        if count % size:
+            raise UserError(
+                f"train.num_generations is {size}, but a round has {count} rollouts "
+                f"(train.per_device_train_batch_size {batch} × {processes} process(es) × steps a round): "
+                "make it a multiple of train.num_generations"
+            )
+        if len(self.dataset) < count // size:
+            raise UserError(
+                f"data.dataset {self.config.data.dataset} has {len(self.dataset)} problem(s), but a round needs "
+                f"{count // size}: lower train.per_device_train_batch_size, or raise train.num_generations"
+            )
+
+
+def _named(entry: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """What was logged, without wall times and the prefix of an evaluation."""
+    return {NAMES.get(key, key.removeprefix(prefix)): value for key, value in entry.items() if not CLOCK.search(key)}
+
+
+def _rows(problems: list[Problem], part: str) -> dict[str, Problem]:
+    """The problems by a prompt that no other has; the trainer reads it, the model reads `prompt_ids`."""
+    return {f"{part} {problem.key}: {problem.question}": problem for problem in problems}
+
+
+def _columns(rows: dict[str, Problem]) -> datasets.Dataset:
+    """A column `prompt`, and each field of a Problem as the reward gets it."""
+    return datasets.Dataset.from_list([{"prompt": prompt, **problem._asdict()} for prompt, problem in rows.items()])
+
+
+def _plain(value: Any) -> Any:
+    """A tensor as JSON can hold it: dtype and numbers, exactly."""
+    return [str(value.dtype).removeprefix("torch."), value.tolist()] if isinstance(value, torch.Tensor) else value
+
+
+def _tensor(value: Any, device: torch.device) -> Any:
+    """The inverse of `_plain`."""
+    return torch.tensor(value[1], dtype=getattr(torch, value[0]), device=device) if isinstance(value, list) else value

@@ -1,0 +1,133 @@
+"""Rollouts of GRPO by our decoding: many copies of a prompt at once, each with random numbers of its own."""
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import torch
+from trl import GRPOConfig
+from trl.models import unwrap_model_for_generation
+
+from llmhalluc.backtrack import IGNORE, unoffered
+from llmhalluc.data.problems import Problem
+from llmhalluc.decoding.engine import decode
+from llmhalluc.decoding.rows import Trace
+from llmhalluc.extras.errors import UserError
+from llmhalluc.hparams.gen_args import GenArguments
+
+# Keys of `gen` that would take the rollouts away from the distribution that is scored. Those that `train` has too
+# (temperature, …) are for evaluation alone.
+REFUSED = {
+    "operator": "what an operator erases was not the policy's choice",
+    "stop": "a rollout ends with the end-of-text token",
+    "backtrack_bias": "the log-probabilities would be of another policy",
+    "compile": "the weights change after every round",
+}
+
+
+class Rules(NamedTuple):
+    """How rollouts are decoded, on which the score of their tokens depends."""
+
+    options: GenArguments
+    backtrack_id: int
+    context: str
+    batch_size: int | None  # rows that decode at once; None: all of a process's
+
+    @property
+    def max_erasures(self) -> int:
+        """The erasures that a rollout may make."""
+        if not self.options.backtrack:
+            return 0
+        return self.options.max_new_tokens // 2 if self.options.max_erasures is None else self.options.max_erasures
+
+    def unoffered(self, n_vocabulary: int) -> Callable[[torch.Tensor, torch.Tensor], list[tuple[int, int, int]]]:
+        """For `score_through_model`: (row, position, id) of what was not offered to labelled tokens (B, T)."""
+
+        def barred(input_ids: torch.Tensor, labels: torch.Tensor) -> list[tuple[int, int, int]]:
+            found = []
+            scored_BT = labels != IGNORE
+            firsts, counts = scored_BT.int().argmax(1).tolist(), scored_BT.sum(1).tolist()
+            for row, (ids, first, count) in enumerate(zip(input_ids.tolist(), firsts, counts, strict=True)):
+                rest = (self.backtrack_id, self.options.ban_erased, self.max_erasures, n_vocabulary)
+                for place, gone in enumerate(unoffered(ids[first : first + count], *rest), first):
+                    found += [(row, place, token) for token in gone]
+            return found
+
+        return barred
+
+
+def rollout_rules(
+    gen: GenArguments, given: frozenset[str], args: GRPOConfig, backtrack_id: int, context: str, batch_size: int | None
+) -> Rules:
+    """Sampling of TRL's keys, erasing of the `gen` section, of which `given` are the keys that a user gave.
+
+    Raises UserError for keys of `gen` that rollouts cannot follow.
+    """
+    defaults, problems = GenArguments(), []
+    for key, reason in REFUSED.items():
+        if getattr(gen, key) != getattr(defaults, key):
+            problems.append(f"gen.{key} is {getattr(gen, key)}, which rollouts cannot follow ({reason}): take it out")
+    if "context" in given and gen.context not in (None, context):
+        problems.append(f"gen.context is {gen.context}, but backtrack.context is {context}: make them the same")
+    if problems:
+        raise UserError(*problems)
+    options = GenArguments(
+        max_new_tokens=args.max_completion_length, temperature=args.temperature, top_k=args.top_k or None,
+        top_p=args.top_p, min_p=args.min_p, repetition_penalty=args.repetition_penalty, backtrack=gen.backtrack,
+        ban_erased=gen.ban_erased, max_erasures=gen.max_erasures, seed=args.seed,
+    )  # fmt: skip
+    return Rules(options, backtrack_id, context, batch_size)
+
+
+def decode_group(trainer: Any, rules: Rules, problems: Sequence[Problem], keys: Sequence[str]) -> list[Trace]:
+    """One completion for each problem, by the trainer's model as it is now, in evaluation mode and unwrapped."""
+    args = trainer.args
+    with (
+        unwrap_model_for_generation(
+            trainer.model_wrapped, trainer.accelerator, gather_deepspeed3_params=args.ds3_gather_for_generation,
+            gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
+        ) as model,
+        trainer._dist.summon_full_params(trainer.model_wrapped, recurse=False),
+        trainer.accelerator.autocast(),
+    ):  # fmt: skip
+        training = model.training
+        model.eval()
+        try:
+            return decode(
+                model, [problem.prompt_ids for problem in problems], rules.options, eos_ids=trainer.eos_token_ids,
+                backtrack_id=rules.backtrack_id, context=rules.context, keys=keys,
+                batch_size=rules.batch_size or len(problems),
+            )  # fmt: skip
+        finally:
+            model.train(training)
+
+
+def rollout(trainer: Any, rules: Rules, prompts: Sequence[str]) -> dict[str, Any]:
+    """TRL's rollout function: ids of the prompts and of one completion for each.
+
+    `trainer.problems` finds a problem by its prompt. Equal prompts stand side by side, in groups that may go on in
+    the next process; a rollout's stream is named by round, problem and number in the group, whatever the process.
+    """
+    training = trainer.model.training
+    problems = [trainer.problems[prompt] for prompt in prompts]
+    size = trainer.num_generations if training else trainer.num_generations_eval
+    began = time.monotonic()
+    if trainer.use_vllm:
+        ids = [problem.prompt_ids for problem in problems]
+        completions, logprobs = trainer._generate_single_turn(ids, None, {}, size)
+    else:
+        first = trainer.accelerator.process_index * len(prompts)
+        when = f"round {trainer.round}" if training else f"evaluation {trainer.state.global_step}"
+        keys = [f"{when} {problem.key} {(first + i) % size}" for i, problem in enumerate(problems)]
+        traces = decode_group(trainer, rules, problems, keys)
+        completions, logprobs = [trace.completion_ids for trace in traces], None  # TRL asks for vLLM's alone
+        trainer._log_metric("erasures/mean", fmean(trace.erasures for trace in traces))
+        trainer._log_metric("erasures/share_of_rollouts", fmean(trace.erasures > 0 for trace in traces))
+        trainer._log_metric("completions/mean_surviving_length", fmean(len(trace.surviving_ids) for trace in traces))
+    if training:
+        trainer.seen["rollout_seconds"] += time.monotonic() - began
+        trainer.seen["examples"] += len(prompts) * trainer.accelerator.num_processes
+    return {
+        "prompt_ids": [problem.prompt_ids for problem in problems], "completion_ids": completions, "logprobs": logprobs
+    }  # fmt: skip
