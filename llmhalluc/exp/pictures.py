@@ -13,10 +13,18 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from llmhalluc.exp.chain import own_keys
+from llmhalluc.exp.grid import flat, with_keys
 from llmhalluc.exp.results import label
 
 # Okabe & Ito's palette, told apart with any colour vision; black and yellow would vanish on some page.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888")
+# What is drawn of a stage's training: the value in train.json, the label and the scale of its axis.
+CURVES = {
+    "sft": ("loss", "training loss", "log"),
+    "dpo": ("loss", "DPO loss", "linear"),
+    "grpo": ("reward", "mean reward of a rollout", "linear"),
+}
 MARKERS, LINES = "osD^vPX*", ("-", "--", ":", "-.")
 INK = "#707172"  # readable on white and on black; in the page it gives way to the text's colour
 STYLE = {
@@ -29,11 +37,12 @@ STYLE = {
 def draw(results: dict[str, Any], folders: dict[str, Path], folder: Path) -> dict[str, str]:
     """Write accuracy.png and loss.png to `folder`; return both as SVG text for a page, by name."""
     curves = {name: json.loads((cell / "train" / "train.json").read_text())["loss"] for name, cell in folders.items()}
+    stages = {row["cell"]: _stage(results["config"], row) for row in results["rows"] if row["level"] == "cell"}
     drawn = {}
     with plt.rc_context(STYLE):
         for name, figure in (
             ("accuracy", accuracy(results["rows"])),
-            ("loss", loss(results["rows"], curves)),
+            ("loss", loss(results["rows"], curves, stages)),
         ):
             figure.savefig(folder / f"{name}.png", dpi=150, facecolor="white", bbox_inches="tight")
             drawn[name] = inline_svg(figure)
@@ -67,21 +76,26 @@ def accuracy(rows: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def loss(rows: list[dict[str, Any]], curves: dict[str, list[dict[str, float]]]) -> Figure:
-    """Training loss against tokens seen; a line a cell, cells of one arm and point in one colour."""
+def loss(rows: list[dict[str, Any]], curves: dict[str, list[dict[str, float]]], stages: dict[str, str]) -> Figure:
+    """A panel a stage, in it a line a cell against tokens seen; cells of one arm and point in one colour."""
     rows = [row for row in rows if row["level"] == "cell"]
     names = list(dict.fromkeys(_name(row) for row in rows))
-    figure, axis = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
-    for cell, name in {row["cell"]: _name(row) for row in rows}.items():
-        i = names.index(name)
-        axis.plot(
-            [entry["tokens"] / 1e6 for entry in curves[cell]], [entry["loss"] for entry in curves[cell]],
-            color=_color(i), linestyle=LINES[i // len(PALETTE) % len(LINES)], linewidth=1.6, alpha=0.85,
-        )  # fmt: skip
-    axis.set(xlabel="tokens seen, millions", ylabel="training loss", yscale="log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_locator(NullLocator())
+    panels = [stage for stage in CURVES if stage in stages.values()]
+    figure, axes = plt.subplots(1, len(panels), figsize=(7.2 * len(panels), 4.4), squeeze=False, layout="constrained")
+    for axis, stage in zip(axes[0], panels, strict=True):
+        value, what, scale = CURVES[stage]
+        for cell, name in {row["cell"]: _name(row) for row in rows if stages[row["cell"]] == stage}.items():
+            i, points = names.index(name), [entry for entry in curves[cell] if value in entry]
+            axis.plot(
+                [entry["tokens"] / 1e6 for entry in points], [entry[value] for entry in points],
+                color=_color(i), linestyle=LINES[i // len(PALETTE) % len(LINES)], linewidth=1.6, alpha=0.85,
+                marker="." if len(points) == 1 else "",
+            )  # fmt: skip
+        axis.set(xlabel="tokens seen, millions", ylabel=what, yscale=scale)
+        if scale == "log":
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_locator(NullLocator())
     lines = [
         plt.Line2D([], [], color=_color(i), linestyle=LINES[i // len(PALETTE) % len(LINES)]) for i in range(len(names))
     ]
@@ -102,6 +116,12 @@ def inline_svg(figure: Figure) -> str:
         count=1,
     )
     return re.sub(INK, "currentColor", text, flags=re.IGNORECASE)
+
+
+def _stage(config: dict[str, Any], row: dict[str, Any]) -> str:
+    """The stage that trained a row's cell last."""
+    keys = own_keys((config.get("exp") or {}).get("arms", {}).get(row["arm"], {}))
+    return dict(flat(with_keys(with_keys(config, keys), row["point"]))).get("train.stage") or "sft"
 
 
 def _name(row: dict[str, Any]) -> str:

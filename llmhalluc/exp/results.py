@@ -28,6 +28,7 @@ METRICS = (
     "backtrack_recall",
 )
 TRAINING = ("tokens", "steps", "seconds")
+CHAIN = ("tokens", "seconds")  # also of a cell and all cells that it builds on
 AGAINST = "points against"
 Row = dict[str, Any]
 
@@ -46,7 +47,9 @@ class Sheet(NamedTuple):
 
 def sheets(cell: Cell, folder: Path) -> list[Sheet]:
     """One sheet a variant and task of a finished cell; a task without a 0/1 score has none."""
-    training, made = json.loads((folder / "train" / "train.json").read_text()), []
+    training, made = spent(folder), []
+    line = [training, *(spent(folder.with_name(name)) for name in cell.line)]
+    training |= {f"chain_{name}": sum(part[name] for part in line) for name in CHAIN}
     for variant, tasks in json.loads((folder / "eval" / "results.json").read_text())["results"].items():
         for task, metrics in tasks.items():
             correct, emitted = {}, {}
@@ -56,6 +59,13 @@ def sheets(cell: Cell, folder: Path) -> list[Sheet]:
             if correct and None not in correct.values():
                 made.append(Sheet(cell, variant, task, correct, emitted, metrics, training))
     return made
+
+
+def spent(folder: Path) -> dict[str, float]:
+    """Training tokens, steps and seconds of a cell, its rounds added up; run_gen's generation is not counted."""
+    files = [*folder.glob("round_*/train/train.json"), folder / "train" / "train.json"]
+    records = [json.loads(path.read_text()) for path in files]
+    return {name: sum(record[name] for record in records) for name in TRAINING}
 
 
 def read_samples(folder: Path, variant: str, task: str) -> Iterator[dict[str, Any]]:
@@ -124,7 +134,8 @@ def in_order(results: dict[str, Any], level: str) -> list[Row]:
 
 def columns(found: list[Row], baseline: str) -> dict[tuple[str, str], list[str]]:
     """The table's columns: a heading in two lines, then a text a row; empty columns are left out."""
-    several_tasks = len({row["task"] for row in found}) > 1
+    several_tasks, chains = len({row["task"] for row in found}) > 1, has_chains(found)
+    unequal = chains or trained_on(found) is None
     made = {
         ("", "arm"): [label(row["arm"], row["point"]) for row in found],
         ("", "task"): [row["task"] if several_tasks else "" for row in found],
@@ -136,7 +147,9 @@ def columns(found: list[Row], baseline: str) -> dict[tuple[str, str], list[str]]
         ("emitted", "per kept"): [_number(row["emitted_per_kept"], "{:.2f}") for row in found],
         ("BACKTRACK", "precision"): [_number(row["backtrack_precision"], "{:.2f}") for row in found],
         ("", "recall"): [_number(row["backtrack_recall"], "{:.2f}") for row in found],
-        ("training", "tokens"): [_tokens(row) if trained_on(found) is None else "" for row in found],
+        ("training", "tokens"): [_tokens(row["train_tokens"]) if unequal else "" for row in found],
+        ("with its", "starts"): [_tokens(_all_tokens(row)) if chains else "" for row in found],
+        ("seconds", "of these"): [_number(row["chain_seconds"], "{:.0f}") if chains else "" for row in found],
     }
     return {heading: texts for heading, texts in made.items() if any(texts)}
 
@@ -170,7 +183,13 @@ def notes(results: dict[str, Any]) -> list[str]:
         + (f"; differences against {results['baseline']} are paired." if compared else ".")
     ]
     if trained_on(found):
-        lines.append(f"Every arm was trained on {trained_on(found)} tokens, to within 1%.")
+        starts = ", those of the arms it starts from counted" if has_chains(found) else ""
+        lines.append(f"Every arm was trained on {trained_on(found)} tokens{starts}, to within 1%.")
+    elif has_chains(found):
+        lines.append(
+            "Arms differ in training tokens: an arm's own, and with those of the arms it starts from. GRPO counts what "
+            "its rollouts read and write; what run_gen generates between two trainings is not counted."
+        )
     if 1 in seeds:
         lines.append("An interval from one seed does not tell how another seed would come out.")
     if results["failed"]:
@@ -179,13 +198,22 @@ def notes(results: dict[str, Any]) -> list[str]:
 
 
 def trained_on(found: list[Row]) -> str | None:
-    """The number of training tokens, where that of all rows is the same to within 1%."""
-    numbers = sorted(found, key=lambda row: row["train_tokens"])
-    return _tokens(numbers[0]) if numbers[-1]["train_tokens"] <= 1.01 * numbers[0]["train_tokens"] else None
+    """The number of training tokens of the whole chain, where that of all rows is the same to within 1%."""
+    numbers = sorted(found, key=_all_tokens)
+    return _tokens(_all_tokens(numbers[0])) if _all_tokens(numbers[-1]) <= 1.01 * _all_tokens(numbers[0]) else None
 
 
-def _tokens(row: Row) -> str:
-    return f"{row['train_tokens'] / 1e6:.3g}M"
+def has_chains(found: list[Row]) -> bool:
+    """Whether any arm starts from another."""
+    return any(_all_tokens(row) != row["train_tokens"] for row in found)
+
+
+def _all_tokens(row: Row) -> float:
+    return row.get("chain_tokens", row["train_tokens"])  # tables from before there were chains have none
+
+
+def _tokens(number: float) -> str:
+    return f"{number / 1e6:.3g}M"
 
 
 def _row(level: str, group: list[Sheet], others: list[Sheet], resamples: int) -> Row:
@@ -217,6 +245,7 @@ def _row(level: str, group: list[Sheet], others: list[Sheet], resamples: int) ->
         **_spread("emitted_per_sample", emitted),
         **{name: _mean([sheet.metrics.get(name) for sheet in group]) for name in METRICS},
         **{f"train_{name}": _mean([sheet.training[name] for sheet in group]) for name in TRAINING},
+        **{f"chain_{name}": _mean([sheet.training[f"chain_{name}"] for sheet in group]) for name in CHAIN},
         "metrics": {name: _mean([sheet.metrics.get(name) for sheet in group]) for name in first.metrics},
     }  # fmt: skip
 

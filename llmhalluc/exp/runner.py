@@ -1,7 +1,8 @@
 """Run an experiment: each cell trains and is evaluated in processes of its own, a few cells at a time.
 
-Folder exp.output_dir: cells/<name>/{config.yaml, eval.yaml, train/, eval/, log.txt}, then results.json,
-results.csv, accuracy.png, loss.png and report.html. Finished cells are kept; one that was cut off goes on.
+Folder exp.output_dir: cells/<name>/ with log.txt and what steps.py lists, then results.json, results.csv, accuracy.png,
+loss.png and report.html. A cell waits for the model of the cell it starts from. Finished cells are kept; one that was
+cut off goes on.
 """
 
 import json
@@ -19,23 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from llmhalluc.exp import results as tables
-from llmhalluc.exp.grid import Cell, cells, flat
+from llmhalluc.exp.grid import Cell, cells
+from llmhalluc.exp.steps import finished, steps, trained, write_configs
 from llmhalluc.extras.constant import REPOSITORY
 from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.run_folder import environment, open_run
 from llmhalluc.hparams import parser
 from llmhalluc.hparams.exp_args import ExpArguments
-from llmhalluc.train.base import final_model
 
-# What the interpreter of a step is called with; the path of the cell's YAML follows.
-COMMANDS = {
-    "train": ["-m", "llmhalluc.run_train", "--config"],
-    "eval": ["-m", "llmhalluc.run_eval", "--config"],
-}
 # Keys of exp that may change between two runs on one folder: cells can be added, and the tables drawn anew.
 FREE = ("arms", "grid", "baseline", "name", "bootstrap", "samples_in_report")
-# Where a trained model is loaded from is the cell's business; how, is the config's.
-LOADING = ("dtype", "attn_implementation", "device", "trust_remote_code")
 TAIL = 15  # lines of a failed cell's log that are shown
 BEAT = 60  # seconds between status lines where there is no terminal
 
@@ -65,7 +59,7 @@ def run(raw: dict[str, Any]) -> int:
     record["exp"] = {key: value for key, value in record["exp"].items() if key not in FREE}
     with open_run(exp.output_dir, record, exp.overwrite, resume=True) as folder:
         folders = {cell.name: folder / "cells" / cell.name for cell in todo}
-        _write_configs(todo, folders)
+        write_configs(todo, folders)
         try:
             with _sigterm_interrupts():
                 failed = _run_cells(todo, folders, exp)
@@ -76,13 +70,8 @@ def run(raw: dict[str, Any]) -> int:
         return _tell(raw, todo, folders, failed, exp, folder, reference)
 
 
-def finished(folder: Path) -> bool:
-    """Whether a cell has been trained and evaluated."""
-    return (folder / "eval" / "results.json").exists()
-
-
 def _tell(
-    raw: dict, todo: list[Cell], folders: dict[str, Path], failed: list[str], exp: ExpArguments, folder: Path,
+    raw: dict, todo: list[Cell], folders: dict[str, Path], failed: dict[str, str], exp: ExpArguments, folder: Path,
     reference: dict | None,
 ) -> int:  # fmt: skip
     """Write and print what the finished cells show."""
@@ -95,7 +84,7 @@ def _tell(
         results = {
             "name": exp.name,
             "baseline": tables.label(*baseline(todo[0])),
-            "failed": failed,
+            "failed": list(failed),
             "rows": tables.rows(made, baseline, exp.bootstrap),
             "config": raw,
             "environment": environment(),
@@ -107,75 +96,26 @@ def _tell(
         drawn = pictures.draw(results, {cell.name: folders[cell.name] for cell in done}, folder)
         report.write(results, done, folders, drawn, exp, reference, folder)
         print(f"written to {folder}: results.json, results.csv, report.html")
-    for name in failed:
-        print(f"failed: {name}, see {folders[name] / 'log.txt'}")
+    for name, where in failed.items():
+        print(f"failed: {name}, {where}")
     return 1 if failed else 0
 
 
-def _write_configs(todo: list[Cell], folders: dict[str, Path]) -> None:
-    """Write each cell's YAML for training; UserError where one of that name was begun with another config."""
-    wrong, made = [], {}
-    for cell in todo:
-        path = folders[cell.name] / "config.yaml"
-        output = {"output_dir": str(folders[cell.name] / "train"), "resume": True, "overwrite": False}
-        made[path] = cell.raw | {"train": (cell.raw.get("train") or {}) | output}
-        now = dict(flat(made[path]))
-        before = dict(flat(parser.load_raw(path))) if path.exists() else now
-        keys = [key for key in sorted(before | now) if before.get(key, ...) != now.get(key, ...)]
-        if set(keys) - {"train.output_dir"}:  # a folder may have been moved
-            wrong.append(
-                f"{path.parent} was begun with other values of {', '.join(keys)}: "
-                "choose another exp.output_dir or set exp.overwrite=true"
-            )
-    if wrong:
-        raise UserError(*wrong)
-    for path, config in made.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_yaml(path, config)
-
-
-def _write_eval_config(cell: Cell, folder: Path) -> None:
-    """Write the cell's YAML for the evaluation of what it trained."""
-    model = {key: value for key, value in (cell.raw.get("model") or {}).items() if key in LOADING}
-    model["name_or_path"] = str(final_model(folder / "train"))
-    output = {"output_dir": str(folder / "eval"), "overwrite": False}
-    sections = {key: value for key, value in cell.raw.items() if key != "train"}
-    _write_yaml(folder / "eval.yaml", sections | {"model": model, "eval": (cell.raw.get("eval") or {}) | output})
-
-
-def _write_yaml(path: Path, config: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(parser.to_yaml(config), encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _steps(cell: Cell, folder: Path, exp: ExpArguments) -> Iterator[tuple[str, list[str]]]:
-    """Name and command of what is left to do for a cell; the next is asked for when the last one succeeded.
-
-    Raises UserError when a step left nothing behind.
-    """
-    if not (folder / "train" / "train.json").exists():
-        yield "train", [sys.executable, *COMMANDS["train"], str(folder / "config.yaml")]
-    _write_eval_config(cell, folder)
-    yield "eval", [exp.python or sys.executable, *COMMANDS["eval"], str(folder / "eval.yaml")]
-    if not finished(folder):
-        raise UserError(f"the evaluation left no results.json in {folder / 'eval'}")
-
-
-def _run_cells(todo: list[Cell], folders: dict[str, Path], exp: ExpArguments) -> list[str]:
-    """Run what is not finished, `exp.parallel` cells at a time; names of the cells that failed."""
-    begun, running, failed = time.monotonic(), [], []
+def _run_cells(todo: list[Cell], folders: dict[str, Path], exp: ExpArguments) -> dict[str, str]:
+    """Run what is not finished, `exp.parallel` cells at a time; of the cells that failed, where to read why."""
+    begun = time.monotonic()
+    running: list[Job] = []
+    failed: dict[str, str] = {}
     waiting = [cell for cell in todo if not finished(folders[cell.name])]
     kept = len(todo) - len(waiting)
     screen = Screen()
     screen.say(f"{len(todo)} cells, {kept} of them finished before; {exp.parallel} at a time")
     try:
         while waiting or running:
-            while waiting and len(running) < exp.parallel:
-                cell = waiting.pop(0)
+            for cell in _startable(waiting, folders, exp.parallel - len(running)):
+                waiting.remove(cell)
                 slot = min(set(range(exp.parallel)) - {job.slot for job in running})
-                job = Job(cell, slot, _steps(cell, folders[cell.name], exp), time.monotonic())
-                running.append(job)
+                running.append(Job(cell, slot, steps(cell, folders, exp), time.monotonic()))
             for job in list(running):
                 name, code = job.cell.name, job.process.poll() if job.process else 0
                 if code is None:
@@ -190,11 +130,15 @@ def _run_cells(todo: list[Cell], folders: dict[str, Path], exp: ExpArguments) ->
                     continue
                 running.remove(job)
                 if why:
-                    failed.append(name)
+                    failed[name] = f"see {folders[name] / 'log.txt'}"
                     screen.say(f"{_clock(begun)}  FAILED {name} ({job.step}: {why})")
                     screen.say(_tail(folders[name] / "log.txt"))
                 else:
                     screen.say(f"{_clock(begun)}  done   {name} in {_clock(job.started)}")
+            for cell in [cell for cell in waiting if cell.line and _lost(cell.line[0], folders, failed)]:
+                waiting.remove(cell)
+                failed[cell.name] = f"not run: cell {cell.line[0]} failed"
+                screen.say(f"{_clock(begun)}  FAILED {cell.name} ({failed[cell.name]})")
             over = len(todo) - len(waiting) - len(running) - len(failed)
             now = ", ".join(f"{job.cell.name} ({job.step} {_clock(job.started)})" for job in running)
             screen.status(
@@ -205,6 +149,16 @@ def _run_cells(todo: list[Cell], folders: dict[str, Path], exp: ExpArguments) ->
         _stop([job.process for job in running if job.process])
         screen.status("")
     return failed
+
+
+def _startable(waiting: list[Cell], folders: dict[str, Path], count: int) -> list[Cell]:
+    """The first `count` waiting cells whose start has its model, be it still evaluated or not."""
+    return [cell for cell in waiting if not cell.line or trained(folders[cell.line[0]])][:count]
+
+
+def _lost(name: str, folders: dict[str, Path], failed: dict[str, str]) -> bool:
+    """Whether a cell failed before it had a model that others can start from."""
+    return name in failed and not trained(folders[name])
 
 
 def _start(command: list[str], folder: Path, slot: int, parallel: int) -> subprocess.Popen:

@@ -5,7 +5,7 @@ from llmhalluc.exp import results, stats
 from llmhalluc.exp.grid import Cell
 from llmhalluc.hparams.exp_args import ExpArguments
 
-TRAINING = {"tokens": 2_100_000, "steps": 800, "seconds": 60.0}
+TRAINING = {"tokens": 2_100_000, "steps": 800, "seconds": 60.0, "chain_tokens": 2_100_000, "chain_seconds": 60.0}
 
 
 def sheet(arm, correct, variant="greedy", task="sudoku", doc="p", precision=None, **point):
@@ -102,7 +102,7 @@ def test_rows_of_a_variant_stand_together():
 
 
 def test_unequal_budgets_get_a_column():
-    less = sheet("b", [1])._replace(training=TRAINING | {"tokens": 1_000_000})
+    less = sheet("b", [1])._replace(training=TRAINING | {"tokens": 1_000_000, "chain_tokens": 1_000_000})
     text = results.table(shown(sheet("a", [1]), less))
     assert "training" in text and "1M" in text and "Every arm was trained" not in text
 

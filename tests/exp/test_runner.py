@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llmhalluc.exp import runner
+from llmhalluc.exp import runner, steps
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.parser import load_raw
 from tests.exp.synthetic import FAULTS
@@ -25,7 +25,7 @@ FAULT = {name: number for number, name in FAULTS.items()}
 def stand_ins():
     with pytest.MonkeyPatch.context() as patch:
         for step in ("train", "eval"):
-            patch.setitem(runner.COMMANDS, step, ["-m", "tests.exp.synthetic", step])
+            patch.setitem(steps.COMMANDS, step, ["-m", "tests.exp.synthetic", step])
         yield
 
 
@@ -144,12 +144,12 @@ def test_a_failed_cell_is_reported_and_the_rest_is_finished(tmp_path, capsys):
 def test_a_cell_that_failed_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert runner.run(experiment(tmp_path, {"late": "eval fails"})) == 1
     monkeypatch.setitem(FAULTS, FAULT["eval fails"], "")
-    steps = []
+    called = []
     start = runner._start
-    monkeypatch.setattr(runner, "_start", lambda command, *rest: steps.append(command) or start(command, *rest))
-    monkeypatch.setitem(runner.COMMANDS, "eval", ["-c", "raise SystemExit(3)"])
+    monkeypatch.setattr(runner, "_start", lambda command, *rest: called.append(command) or start(command, *rest))
+    monkeypatch.setitem(steps.COMMANDS, "eval", ["-c", "raise SystemExit(3)"])
     assert runner.run(experiment(tmp_path, {"late": "eval fails"})) == 1
-    assert [command[1:3] for command in steps] == [["-c", "raise SystemExit(3)"]]
+    assert [command[1:3] for command in called] == [["-c", "raise SystemExit(3)"]]
 
 
 def test_all_cells_failed_is_told_without_results(tmp_path, capsys):
@@ -192,8 +192,8 @@ def test_stopping_ends_the_cells_and_says_how_to_go_on(tmp_path, number):
     raw = experiment(tmp_path / "run", {"clean": "train hangs", "block": "train hangs"}, parallel=2)
     (tmp_path / "raw.json").write_text(json.dumps(raw))
     program = (
-        "import json, sys\nfrom llmhalluc.exp import runner\n"
-        "for step in ('train', 'eval'): runner.COMMANDS[step] = ['-m', 'tests.exp.synthetic', step]\n"
+        "import json, sys\nfrom llmhalluc.exp import runner, steps\n"
+        "for step in ('train', 'eval'): steps.COMMANDS[step] = ['-m', 'tests.exp.synthetic', step]\n"
         "sys.exit(runner.run(json.load(open(sys.argv[1]))))"
     )
     process = subprocess.Popen(
@@ -246,5 +246,5 @@ def test_a_terminal_gets_one_line_that_is_redrawn(monkeypatch, capsys):
 
 def test_the_yaml_of_a_cell_is_read_back_as_it_was(tmp_path):
     config = {"gen": {"stop": ["${x}", "\\n"]}, "train": {"learning_rate": 1e-6}}
-    runner._write_yaml(tmp_path / "cell.yaml", config)
+    steps._write(tmp_path / "cell.yaml", config)
     assert load_raw(tmp_path / "cell.yaml") == config

@@ -1,0 +1,126 @@
+"""`generate`: sample solutions, find where the wrong ones go wrong, write traces that take the error back."""
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from llmhalluc.extras.errors import UserError
+from llmhalluc.extras.run_folder import open_run, write_json
+
+if TYPE_CHECKING:
+    from llmhalluc.data.problems import Problem
+    from llmhalluc.gen.build import Record
+    from llmhalluc.hparams.gen_args import GenArguments
+    from llmhalluc.hparams.parser import Config
+    from llmhalluc.models.loader import Loaded
+
+SAMPLES, ROLLOUTS, TRACES = "samples.jsonl", "rollouts.jsonl", "traces.jsonl"
+logger = logging.getLogger(__name__)
+
+
+def generate(config: "Config") -> dict[str, Any]:
+    """Write samples.jsonl, traces.jsonl and, last, selfgen.json to `selfgen.output_dir`; return what the last holds.
+
+    An interrupted run goes on where it stopped, a finished one is left as it is; a run of another configuration, of
+    other weights or of other problems is refused. Raises UserError for bad input.
+    """
+    settings = config.selfgen
+    temperature = (config.gen.temperature or 1.0) if settings.temperature is None else settings.temperature
+    if temperature == 0 and settings.samples > 1:
+        raise UserError(
+            f"selfgen.temperature is 0 and selfgen.samples is {settings.samples}, which would all be the same: set "
+            "selfgen.samples=1, or a temperature"
+        )
+    if settings.locator == "arithmetic" and config.data.converter.startswith("sudoku"):
+        raise UserError("selfgen.locator is arithmetic, but a Sudoku holds no equations: set departure or value")
+    from llmhalluc.data.problems import load_problems
+    from llmhalluc.data.selfgen import ABOUT, tokenizer_fingerprint
+    from llmhalluc.hparams.parser import resolved
+    from llmhalluc.models.helper import fingerprint
+    from llmhalluc.models.loader import load
+
+    loaded = load(config.model, None)
+    problems = load_problems(config.data, loaded.tokenizer)
+    if not problems:
+        raise UserError(f"data.max_length is {config.data.max_length}, and every prompt is longer: raise it")
+    source = {
+        "weights": fingerprint(loaded.model),
+        "problems": hashlib.sha256(json.dumps(problems).encode()).hexdigest(),
+    }
+    record = resolved(config, ("model", "data", "gen", "selfgen")) | source
+    with open_run(settings.output_dir, record, settings.overwrite, resume=True) as folder:
+        if (folder / ABOUT).is_file():
+            logger.warning("%s holds this run finished: nothing is left to do", folder)
+            return json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        records, counts = _records(config, replace(config.gen, temperature=temperature), loaded, problems, folder)
+        if not records:
+            logger.warning("no trace could be made of %d samples; %s is empty", counts["samples"], folder / TRACES)
+        _write_lines(folder / TRACES, records)
+        data = config.data
+        about = {
+            "model": config.model.name_or_path,
+            "weights": source["weights"],
+            "backtrack_id": loaded.backtrack_id,
+            "tokenizer": tokenizer_fingerprint(loaded.tokenizer, loaded.backtrack_id),
+            "problems": {key: getattr(data, key) for key in ("dataset", "subset", "split", "converter")}
+            | {"count": len(problems), "sha256": source["problems"]},
+            "selfgen": asdict(settings),
+            "counts": counts,
+        }
+        write_json(folder / ABOUT, about)
+    return about
+
+
+def _records(
+    config: "Config", options: "GenArguments", loaded: "Loaded", problems: "list[Problem]", folder: Path
+) -> tuple[list["Record"], dict[str, int]]:
+    """The lines of traces.jsonl, problem by problem, and what became of the samples."""
+    from llmhalluc.gen import build
+    from llmhalluc.gen.sample import Rollouts, Sampler
+
+    settings, tokenizer = config.selfgen, loaded.tokenizer
+    delimiter = "" if config.data.apply_chat_template else " "
+    with (
+        Sampler(loaded, options, settings.batch_size, folder / SAMPLES) as sampler,
+        Sampler(loaded, options, settings.batch_size, folder / ROLLOUTS) as rolling,
+    ):
+        rollouts = Rollouts(rolling, settings.rollouts)
+        done = iter(
+            sampler.complete(
+                {f"{one.key}/{i}": (one.prompt_ids, []) for one in problems for i in range(settings.samples)}
+            ).values()
+        )
+        samples = [list(islice(done, settings.samples)) for _ in problems]
+        judged = build.judge(problems, samples, tokenizer)
+        asked = {draft.problem.key: draft.problem for draft in judged.wrong}
+        references = {key: build.reference(problem, tokenizer, delimiter) for key, problem in asked.items()}
+        drafts = build.locate(judged, references, settings.locator, rollouts, settings.value_threshold,
+                              settings.max_rollouts)  # fmt: skip
+        traces = build.traces(drafts, judged, references, rollouts)
+    clean = [build.record(one.problem, [], [], one.ids(), tokenizer) for many in judged.right.values() for one in many]
+    wanted = round(len(traces) * settings.clean_share / (1 - settings.clean_share))
+    clean = Random(config.gen.seed).sample(clean, min(wanted, len(clean)))
+    counts = {
+        "samples": sum(map(len, samples)),
+        **judged.counts,
+        "distinct_wrong": len(judged.wrong),
+        "located": len(drafts),
+        "traces_with_an_error": len(traces),
+        "clean_traces": len(clean),
+        "rollouts": len(rolling.found),
+    }
+    order = {problem.key: i for i, problem in enumerate(problems)}
+    return sorted([*traces, *clean], key=lambda trace: order[trace["problem"]]), counts
+
+
+def _write_lines(path: Path, records: list["Record"]) -> None:
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+    os.replace(temporary, path)

@@ -1,0 +1,22 @@
+"""Sample solutions, find a model's own errors in them, write traces: `python -m llmhalluc.run_gen --config FILE`."""
+
+import sys
+
+from llmhalluc.extras.constant import CONFIGS
+from llmhalluc.extras.errors import exit_code
+from llmhalluc.hparams.parser import parse
+
+SECTIONS = ("model", "data", "gen", "selfgen")
+
+
+def main() -> None:
+    config = parse(sys.argv[1:], "run_gen", SECTIONS, default=CONFIGS / "llmhalluc" / "gen.yaml")
+    from llmhalluc.gen.runner import generate  # after parsing: torch takes seconds to import
+
+    about = generate(config)
+    print(", ".join(f"{name.replace('_', ' ')} {count}" for name, count in about["counts"].items()))
+    print(f"{config.selfgen.output_dir} holds traces.jsonl, selfgen.json, and samples.jsonl")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
