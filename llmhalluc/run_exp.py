@@ -6,7 +6,7 @@ from llmhalluc.extras.constant import CONFIGS
 from llmhalluc.extras.errors import exit_code
 from llmhalluc.hparams.parser import build, read
 
-SECTIONS = ("exp", "model", "data", "backtrack", "train", "gen", "eval")
+SECTIONS = ("exp", "model", "data", "backtrack", "train", "reward", "gen", "selfgen", "eval")
 
 
 def main() -> int:

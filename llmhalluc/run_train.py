@@ -5,7 +5,7 @@ import sys
 from llmhalluc.extras.errors import exit_code
 from llmhalluc.hparams.parser import parse
 
-SECTIONS = ("model", "data", "backtrack", "train")
+SECTIONS = ("model", "data", "backtrack", "train", "reward", "gen")
 
 
 def main() -> None:

@@ -8,17 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch.utils.data import Dataset
 
-from llmhalluc.backtrack import inject_error
-from llmhalluc.data.backtrack import BacktrackConverter
 from llmhalluc.data.base import DatasetConverter, Ids, column
 from llmhalluc.data.collator import Draw
 from llmhalluc.data.errors import ErrorRuns
-from llmhalluc.data.gsm8k import GSM8KBacktrackConverter
-from llmhalluc.data.selfgen import COLUMNS, SelfgenConverter
+from llmhalluc.data.pairs import SOURCES
 from llmhalluc.data.sft import SFTConverter
-from llmhalluc.data.sudoku import SudokuConverter
 from llmhalluc.extras.errors import UserError
-from llmhalluc.prompts.sudoku import peers
 
 if TYPE_CHECKING:
     from llmhalluc.data.manager import TraceDataset
@@ -158,9 +153,9 @@ class DPOConverter(SFTConverter):
 class BacktrackDPOConverter(DatasetConverter):
     """Pairs from traces: chosen is the BACKTRACKs and the right continuation, rejected goes on with the error.
 
-    The columns of the records say where errors come from (`SOURCES`). Which step errs is drawn anew each time, and the
-    `backtrack` section says how much of the error stands before the decision (run_length, min_run, max_run, curriculum;
-    nesting where the errors are not the model's own); `rate` does not count: a pair has one error.
+    The columns of the records say where errors come from (data/pairs.py). Which step errs is drawn anew each time, and
+    the `backtrack` section says how much of the error stands before the decision (run_length, min_run, max_run,
+    curriculum; nesting where the errors are not the model's own); in a Sudoku the board says it. `rate` does not count.
     """
 
     def __init__(self, *args, **kwargs):
@@ -183,24 +178,18 @@ class BacktrackDPOConverter(DatasetConverter):
 
     def pair(self, encoded: dict[str, Any], rng: Random, progress: float) -> Pair | None:
         """One pair; None where nothing in the record can be made wrong, or this draw went nowhere."""
-        name, ids = encoded["source"], encoded["completion_ids"]
-        longest = self.errors.longest(progress)
-        error = SOURCES[name].error(self._of(name), self.errors, encoded, longest, rng)
-        if error is None:
-            return None
-        at, run, carried_on = error
-        trace, cut = inject_error(ids, at, run, self.backtrack_id), at + len(run)
-        return Pair(encoded["prompt_ids"], trace[:cut], trace[cut:], carried_on)
+        name, longest = encoded["source"], self.errors.longest(progress)
+        parts = SOURCES[name].erase(self._of(name), self.errors, encoded, longest, rng)
+        return None if parts is None else Pair(encoded["prompt_ids"], *parts)
 
-    def keep_pair(self, encoded: dict[str, Any], rng: Random, progress: float) -> Pair:
-        """The other decision: the text is right so far, chosen goes on, rejected erases it and writes it again.
+    def keep_pair(self, encoded: dict[str, Any], rng: Random, progress: float) -> Pair | None:
+        """The other decision: nothing calls for a BACKTRACK, chosen goes on, rejected erases.
 
         Without such pairs every chosen side opens with a BACKTRACK, and erasing always is all there is to learn.
         """
-        ids = encoded["completion_ids"]
-        at = 1 + int(rng.random() * (len(ids) - 1))
-        count = min(at, self.errors.length(rng, self.errors.longest(progress)))
-        return Pair(encoded["prompt_ids"], ids[:at], ids[at:], [self.backtrack_id] * count + ids[at - count :])
+        name, longest = encoded["source"], self.errors.longest(progress)
+        parts = SOURCES[name].keep(self._of(name), self.errors, encoded, longest, rng)
+        return None if parts is None else Pair(encoded["prompt_ids"], *parts)
 
     def corrupt(self, encoded: dict[str, Any], rng: Random, progress: float) -> Ids:
         """The trace of the chosen side, which SFT may train on; clean where there is no pair."""
@@ -213,109 +202,6 @@ class BacktrackDPOConverter(DatasetConverter):
             args, kwargs = self.arguments
             self.sources[name] = SOURCES[name].converter(*args, **kwargs)
         return self.sources[name]
-
-
-# Where an error stands in the clean completion, its ids up to the decision, and the completion that goes on with it.
-Error = tuple[int, Ids, Ids]
-
-
-def own_error(_: Any, errors: ErrorRuns, encoded: dict[str, Any], longest: int, rng: Random) -> Error | None:
-    """The model's own steps from the first wrong one on; a run is counted in steps, the rest of them follows it."""
-    eos = encoded["completion_ids"][-1]
-    steps = [step for step in ([i for i in own if i != eos] for own in encoded["own"]) if step]
-    if not steps:
-        return None
-    count = min(errors.length(rng, longest), len(steps))
-    error, rest = ([i for step in part for i in step] for part in (steps[:count], steps[count:]))
-    return encoded["at"], error, [*rest, eos]
-
-
-def sudoku_error(
-    converter: SudokuConverter, errors: ErrorRuns, encoded: dict[str, Any], longest: int, rng: Random
-) -> Error | None:
-    """A wrong move that row, column and box allow, and random allowed moves after it, until a cell allows none.
-
-    From such a cell on the moves are the solution's: the board gets full, and stays wrong.
-    """
-    answer, ids, move_ids = encoded["answer"], encoded["completion_ids"], converter.move_ids
-    board = list(encoded["puzzle"])
-    neighbours = peers(converter.data.sudoku_size)
-    blanks = [cell for cell, digit in enumerate(board) if not digit]
-
-    def allowed(cell: int) -> list[int]:
-        taken = {board[other] for other in neighbours[cell]}
-        return [digit for digit in range(1, converter.data.sudoku_size + 1) if digit not in taken]
-
-    wrong: list[tuple[int, int]] = []
-    for at, cell in enumerate(blanks):
-        wrong += [(at, digit) for digit in allowed(cell) if digit != answer[at]]
-        board[cell] = answer[at]
-    if not wrong:
-        return None
-    at, digit = wrong[int(rng.random() * len(wrong))]
-    for cell in blanks[at:]:
-        board[cell] = 0
-    moves: Ids = []
-    for cell in blanks[at:]:
-        choices = allowed(cell) if moves else [digit]
-        if not choices:
-            break
-        board[cell] = choices[int(rng.random() * len(choices))]
-        moves.append(move_ids[cell][board[cell] - 1])
-    cut = min(errors.length(rng, longest), len(moves))
-    return at, moves[:cut], moves[cut:] + ids[at + len(moves) :]
-
-
-def gsm8k_error(
-    converter: GSM8KBacktrackConverter, errors: ErrorRuns, encoded: dict[str, Any], longest: int, rng: Random
-) -> Error | None:
-    """A wrong result and as many tokens as the section draws; the solution that carries it on to its last line.
-
-    None where what follows from it makes no sense (a negative number of hens).
-    """
-    steps, numbers, ids = encoded["steps"], encoded["numbers"], encoded["completion_ids"]
-    if not steps:
-        return None
-    step, length, seed = int(rng.random() * len(steps)), errors.length(rng, longest), rng.random()
-    at, run = converter._error(encoded, step, length, Random(seed))
-    _, whole = converter._error(encoded, step, 2 * len(ids), Random(seed))
-    last = len(numbers) - 1
-    if steps[step][0] < last:
-        between = ids[numbers[last - 1][1] : numbers[last][0]]  # "####" among them: there once, and there at the end
-        if not any(whole[i : i + len(between)] == between for i in range(len(whole))):
-            return None
-    if not run or whole[: len(run)] != run:
-        return None
-    return at, errors.nest(run, longest, rng), [*whole[len(run) :], ids[-1]]
-
-
-def text_error(
-    converter: BacktrackConverter, errors: ErrorRuns, encoded: dict[str, Any], longest: int, rng: Random
-) -> Error | None:
-    """An error run of the `backtrack` section's source, after which the clean answer goes on as if nothing were."""
-    ids = encoded["completion_ids"]
-    places = errors.eligible(ids)
-    if not places:
-        return None
-    at = places[int(rng.random() * len(places))]
-    run = errors.run(ids, at, longest, rng)
-    return (at, run, ids[at:]) if run else None
-
-
-class Source(NamedTuple):
-    """Records with these columns, the converter that reads them, and the function that draws an error."""
-
-    columns: set[str]
-    converter: type[DatasetConverter]
-    error: Callable[..., Error | None]
-
-
-SOURCES = {  # the first whose columns are there; the last reads data.prompt_column and data.completion_column
-    "own": Source(set(COLUMNS), SelfgenConverter, own_error),
-    "sudoku": Source({"puzzle", "solution"}, SudokuConverter, sudoku_error),
-    "gsm8k": Source({"question", "answer"}, GSM8KBacktrackConverter, gsm8k_error),
-    "text": Source(set(), BacktrackConverter, text_error),
-}
 
 
 def _plain(item: dict[str, Any]) -> dict[str, Any]:

@@ -84,11 +84,11 @@ class GSM8KBacktrackConverter(GSM8KConverter):
         ids = trace = encoded["completion_ids"]
         longest = self.errors.longest(progress)
         for step in reversed(self.errors.places(range(len(encoded["steps"])), len(ids), rng)):
-            at, error = self._error(encoded, step, self.errors.length(rng, longest), rng)
+            at, error = self.error(encoded, step, self.errors.length(rng, longest), rng)
             trace = inject_error(trace, at, self.errors.nest(error, longest, rng), self.backtrack_id)
         return trace
 
-    def _error(self, encoded: dict[str, Any], step: int, length: int, rng: Random) -> tuple[int, list[int]]:
+    def error(self, encoded: dict[str, Any], step: int, length: int, rng: Random) -> tuple[int, list[int]]:
         """Where the answer with a wrong result of `step` parts from the right one, and its ids from there on:
         the rest of the wrong number and `length` tokens more, fewer where the answer ends or makes no sense.
         """

@@ -5,13 +5,12 @@ import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from llmhalluc.exp.chain import BROUGHT, ROUNDS, START, line_of, own_keys, wrong_chains, wrong_rounds
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams import parser
 from llmhalluc.hparams.data_args import DataArguments
-from llmhalluc.hparams.train_args import TrainArguments
 
 ONLY_ARM = "model"  # the arm's name where none is given
 # Sections whose files and folders must be there before the first cell runs.
@@ -106,18 +105,12 @@ def _left_behind(base: dict[str, Any], made: dict[str, Any], given: dict[str, An
 
     They are those that only the other stage knows, and those that the cell sets to null.
     """
-    before, now = _stage(base), _stage(made)
+    before, now = (parser.stage_of(with_keys({}, raw)) for raw in (base, made))
     if before == now:
         return set()
     foreign = parser.section_keys("train", before).keys() - parser.section_keys("train", now).keys()
     inherited = {key: f"train.{key}" for key in base.get("train") or {}}
     return {key for key, path in inherited.items() if (given[path] is None if path in given else key in foreign)}
-
-
-def _stage(raw: dict[str, Any]) -> str:
-    """The stage that `train` names; the default where it names none."""
-    stage, default = dict(flat(raw)).get("train.stage"), TrainArguments().stage
-    return stage if stage in get_args(parser.keys_of(TrainArguments())["stage"].type) else default
 
 
 def _converter(raw: dict[str, Any]) -> str:

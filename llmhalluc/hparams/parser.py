@@ -76,7 +76,7 @@ def parse(argv: list[str], program: str, sections: tuple[str, ...], default: Pat
 def read(argv: list[str], program: str, sections: tuple[str, ...], default: Path | None = None) -> dict:
     """`parse` without the last step: the raw config of a command line."""
     if "--help" in argv or "-h" in argv:
-        stage = _stage(read_words([word for word in argv if word not in ("--help", "-h")], default)[0])
+        stage = stage_of(read_words([word for word in argv if word not in ("--help", "-h")], default)[0])
         groups = {name: (SECTIONS[name].__doc__, section_keys(name, stage)) for name in sections}
         show(help_text(program, default, {"": ("Above all sections.", {"seed": SEED})} | groups))
         sys.exit(0)
@@ -257,7 +257,7 @@ def _problems(given: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(dotted name, sentence) of everything that can be said of one key; YAML's `no` is mended in place."""
     if sentence := checks.key_problem("seed", given.get("seed"), SEED.type, "seed"):
         yield "seed", sentence
-    known = {section: section_keys(section, _stage(given)) for section in SECTIONS}
+    known = {section: section_keys(section, stage_of(given)) for section in SECTIONS}
     for section, part in given.items():
         if section == "seed":
             continue
@@ -275,7 +275,7 @@ def _problems(given: dict[str, Any]) -> Iterator[tuple[str, str]]:
                     yield "eval.variants", sentence
 
 
-def _stage(raw: dict[str, Any]) -> str:
+def stage_of(raw: dict[str, Any]) -> str:
     """The stage whose TRL keys `train` takes; sft where what is given is none."""
     stage = raw["train"].get("stage") if isinstance(raw.get("train"), dict) else None
     return stage if stage and checks.accepts(keys_of(TrainArguments())["stage"].type, stage) else "sft"

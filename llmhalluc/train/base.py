@@ -92,7 +92,7 @@ class BaseExecutor:
         evaluation without data, and for several GPUs in one process.
         """
         defaults = {f.name: f.default for f in dataclasses.fields(config_class)}
-        given = [key for key in useless if key in self.trl and self.trl[key] != defaults[key]]
+        given = [k for k in useless if k in self.trl and self.trl[k] not in (defaults[k], fixed.get(k, defaults[k]))]
         if given:
             raise UserError(*(f"train.{key} has no effect here ({useless[key]}): take it out" for key in given))
         self.stop_on_sigterm = self.trl.get("enable_jit_checkpoint", False)

@@ -4,7 +4,6 @@ before the rest.
 Shapes: B traces (the chosen ones, then the rejected ones of the same pairs), T positions.
 """
 
-import copy
 import shutil
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,10 +21,10 @@ from llmhalluc.data.manager import CONVERTERS
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.parser import Config
 from llmhalluc.train.base import BaseExecutor
+from llmhalluc.train.reference import REFERENCE, copy_adapter, frozen_copy
 from llmhalluc.train.run import Run
 from llmhalluc.train.scoring import score_through_model
 
-REFERENCE = "ref"  # TRL's name of the adapter that keeps what the trained one was at the start
 # Keys of TRL's that leave fresh pairs as they are: whoever sets one expects something that would not happen.
 USELESS = {
     "model_init_kwargs": "the model section loads the model",
@@ -190,19 +189,6 @@ class DPORun(Run, DPOTrainer):
         """Write what was trained, not the reference adapter."""
         super()._save(output_dir, state_dict)
         shutil.rmtree(Path(output_dir or self.args.output_dir) / REFERENCE, ignore_errors=True)
-
-
-def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """The reference: the model as it is now, its context hook included. TRL would load it anew by its name."""
-    return copy.deepcopy(model).requires_grad_(False).eval()
-
-
-def copy_adapter(model: PeftModel, source: str, target: str) -> None:
-    """Make one adapter the other's equal, the rows of single tokens included, which TRL passes by."""
-    for name, value in model.named_parameters():
-        if source in (parts := name.split(".")):
-            copied = model.get_parameter(".".join(target if part == source else part for part in parts))
-            copied.data = value.data.clone()
 
 
 def decision_weights(

@@ -20,7 +20,7 @@ from llmhalluc.data.problems import Problem, load_problems
 from llmhalluc.extras.errors import UserError
 from llmhalluc.reward.bt import BacktrackRewardFunction
 from llmhalluc.train.base import BaseExecutor
-from llmhalluc.train.dpo import REFERENCE, copy_adapter, frozen_copy
+from llmhalluc.train.reference import REFERENCE, copy_adapter, frozen_copy
 from llmhalluc.train.rollout import Rules, rollout, rollout_rules
 from llmhalluc.train.run import Run
 from llmhalluc.train.scoring import score_through_model

@@ -161,6 +161,7 @@ def test_the_shipped_chain_compares_what_it_says():
     assert {arm: cell.line[:1] for arm, cell in made.items()} == {
         "sft": (), "more_sft": ("sft__seed=1",), "selfgen_sft": ("sft__seed=1",), "dpo": ("sft__seed=1",),
         "grpo": ("sft__seed=1",), "grpo_no_curriculum": ("sft__seed=1",), "selfgen_grpo": ("selfgen_sft__seed=1",),
+        "own_dpo": ("sft__seed=1",),
     }  # fmt: skip
     assert made["more_sft"].raw["train"] == made["selfgen_sft"].raw["train"]
     alike = [made[arm].raw | {"reward": None} for arm in ("grpo", "grpo_no_curriculum")]
