@@ -1,5 +1,6 @@
 """The documents say what the code does: drawn tables, commands, paths and make targets are checked."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -91,3 +92,20 @@ def test_commands_in_documents_are_configurations(doc, command, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     program, *arguments = command.split()
     build(read(arguments, program, ()))
+
+
+@pytest.mark.parametrize("name", ["sudoku_3_seeds", "sudoku_chain_3_seeds"])
+def test_the_log_and_the_readme_say_what_the_committed_results_say(name):
+    rows = json.loads((REPOSITORY / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+    log, readme = ((REPOSITORY / path).read_text(encoding="utf-8") for path in ("docs/lab-log.md", "README.md"))
+    rows = [row for row in rows if row["level"] == "arm"]
+    assert len(rows) >= 10
+    for row in rows:
+        accuracy, low, high = (f"{100 * row[key]:.1f}" for key in ("accuracy", "accuracy_low", "accuracy_high"))
+        assert f"| {accuracy} [{low}, {high}] |" in log, row["arm"]
+        if row["difference"] is not None:
+            points = [f"{100 * row[key]:+.1f}" for key in ("difference", "difference_low", "difference_high")]
+            points = [number.replace("-", "\u2212") for number in points]
+            assert f"| {points[0]} [{points[1]}, {points[2]}] |" in log, row["arm"]
+            if row["variant"] == "sampled" and row["arm"] not in ("grpo_no_curriculum", "own_dpo"):
+                assert f"| {accuracy} | {points[0]} [{points[1]}, {points[2]}] |" in readme, row["arm"]

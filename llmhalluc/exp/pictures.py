@@ -17,8 +17,9 @@ from llmhalluc.exp.chain import own_keys
 from llmhalluc.exp.grid import flat, with_keys
 from llmhalluc.exp.results import label
 
-# Okabe & Ito's palette, told apart with any colour vision; black and yellow would vanish on some page.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888")
+# Okabe & Ito's palette, told apart with any colour vision, without black and yellow, which would vanish on some page;
+# and three more for those who compare many arms.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888", "#8C4F2B", "#6A5ACD", "#A8B400")
 # What is drawn of a stage's training: the value in train.json, the label and the scale of its axis.
 CURVES = {
     "sft": ("loss", "training loss", "log"),
