@@ -192,7 +192,8 @@ def test_stopping_ends_the_cells_and_says_how_to_go_on(tmp_path, number):
     raw = experiment(tmp_path / "run", {"clean": "train hangs", "block": "train hangs"}, parallel=2)
     (tmp_path / "raw.json").write_text(json.dumps(raw))
     program = (
-        "import json, sys\nfrom llmhalluc.exp import runner, steps\n"
+        "import json, signal, sys\nfrom llmhalluc.exp import runner, steps\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell's background job has lost
         "for step in ('train', 'eval'): steps.COMMANDS[step] = ['-m', 'tests.exp.synthetic', step]\n"
         "sys.exit(runner.run(json.load(open(sys.argv[1]))))"
     )
