@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -53,11 +53,25 @@ def complete(model, ids, count, bias, ends):
 class Stub(ThreadingHTTPServer):
     """/v1/completions as vLLM and /completion as llama.cpp answer them; `asked` collects the requests' bodies."""
 
+    daemon_threads = False  # torch ran in them: they must have ended before Python does
+
     def __init__(self, model, named_ids=False, bias=True, broken=0, slow=0.0, tokens=True, untold=0):
         super().__init__(("127.0.0.1", 0), Handler)
         self.model, self.named_ids, self.bias, self.tokens = model, named_ids, bias, tokens
         self.broken, self.slow, self.untold, self.asked = broken, slow, untold, []
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
+        self.connections: list[socket.socket] = []
+
+    def process_request(self, request, client_address):
+        self.connections.append(request)
+        super().process_request(request, client_address)
+
+    def stop(self):
+        self.shutdown()
+        for connection in self.connections:  # kept open by clients, or closed already
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self.server_close()
 
     def handle_error(self, request, client_address):
         if not isinstance(sys.exception(), ConnectionError):  # a client that had no time left is gone
@@ -123,8 +137,7 @@ def serve():
 
     yield start
     for stub in running:
-        stub.shutdown()
-        stub.server_close()
+        stub.stop()
 
 
 def same(remote_traces, traces):
