@@ -46,6 +46,7 @@ SECTIONS: dict[str, Any] = {
 }
 SEED = Key(int | None, None, "sets train.seed, train.data_seed, gen.seed and eval.seed where they are not given")
 _OVERRIDE = re.compile(r"\w+(\.[\w-]+|\[[^][=]+])*=")  # exp.grid[backtrack.context]=[soft]
+STAGES = get_args(TrainArguments.__dataclass_fields__["stage"].type)
 SEEDED = (("train", "seed"), ("train", "data_seed"), ("gen", "seed"), ("eval", "seed"))
 # Where ours differ from TRL's defaults.
 TRL_DEFAULTS = {"output_dir": "outputs/train"}
@@ -278,7 +279,7 @@ def _problems(given: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def stage_of(raw: dict[str, Any]) -> str:
     """The stage whose TRL keys `train` takes; sft where what is given is none."""
     stage = raw["train"].get("stage") if isinstance(raw.get("train"), dict) else None
-    return stage if stage and checks.accepts(keys_of(TrainArguments())["stage"].type, stage) else "sft"
+    return stage if stage in STAGES else "sft"
 
 
 def key_problems(path: str, part: Any, section: str, known: dict[str, dict[str, Key]]) -> Iterator[tuple[str, str]]:
@@ -290,6 +291,8 @@ def key_problems(path: str, part: Any, section: str, known: dict[str, dict[str, 
                 part[key] = value = "no"  # YAML reads a bare no as false
             if sentence := checks.key_problem(f"{path}.{key}", value, kind, f"{section}.{key}"):
                 yield key, sentence
+        elif section == "train" and (stages := [stage for stage in STAGES if key in section_keys("train", stage)]):
+            yield key, f"{path}.{key} is a key of train.stage {' and '.join(stages)} alone: take it out"
         elif section != "train" or trl_keys("sft"):  # without trl, its keys cannot be told from mistakes
             names = [f"{path if s == section else s}.{k}" for s, keys in known.items() for k in keys]
             yield key, f"{path}.{key} is no key; the nearest is {checks.nearest(f'{path}.{key}', names)}"

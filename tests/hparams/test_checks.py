@@ -1,6 +1,6 @@
 """What is refused, each with its sentence; and what is not."""
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import pytest
 
@@ -9,11 +9,9 @@ from llmhalluc.extras.constant import EVAL_SPLITS
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.checks import CHOICES, RANGES, accepts, describe
 from llmhalluc.hparams.data_args import refuse_evaluation_split
-from llmhalluc.hparams.parser import SECTIONS, build, section_keys
-from llmhalluc.hparams.train_args import TrainArguments
+from llmhalluc.hparams.parser import SECTIONS, STAGES, build, section_keys
 
 CONVERTERS = CHOICES["data.converter"]
-STAGES = get_args(TrainArguments.__dataclass_fields__["stage"].type)
 LLAMA = {"from_config": {"model_type": "llama"}}
 
 
@@ -39,6 +37,7 @@ def sentences(raw: dict, *sections: str) -> list[str]:
         ({"train": {"max_steps": True}}, "train.max_steps is True, expected int"),
         ({"train": {"packing": "yes"}}, "train.packing is 'yes', expected bool"),
         ({"train": {"report_to": [1]}}, "train.report_to is [1], expected str or list of str or none"),
+        ({"train": {"stage": "grpo", "packing": True}}, "train.packing is a key of train.stage sft alone: take it out"),
         ({"train": {"stage": "ppo"}}, "train.stage is 'ppo', expected one of sft, dpo, grpo"),
         ({"train": {"save_strategy": "always"}},
          "train.save_strategy is 'always', expected one of no, steps, epoch, best"),
