@@ -14,7 +14,7 @@ from llmhalluc.benchmark import table
 from llmhalluc.benchmark.measure import Outcome
 from llmhalluc.exp.page import fill, made_at, sample_card, sample_line
 
-TEMPLATE = Path(__file__).with_name("template.html")
+SECTIONS = Path(__file__).with_name("sections.html")
 SAMPLES = 6  # documents whose answers are shown
 
 
@@ -45,7 +45,7 @@ def write(
         "figures": figures,
         "samples": _samples(held_out, lm),
     }
-    (folder / "report.html").write_text(fill(TEMPLATE, results, parts), encoding="utf-8")
+    (folder / "report.html").write_text(fill(SECTIONS, results, parts), encoding="utf-8")
 
 
 def _subtitle(results: dict[str, Any]) -> str:

@@ -150,7 +150,7 @@ def _leave_dead_ends(rules: Rules, rows: list[Row], n_vocabulary: int, events: l
         while (
             (place := len(row.surviving))
             and rules.erase_id is None  # else BACKTRACK is there to leave by
-            and row.rewound < budget(rules.options, row)
+            and row.rewound < budget(rules.options, row.limit)
             and list(row.penalties.get(place, {}).values()).count(-math.inf)
             >= n_vocabulary - (rules.backtrack_id is not None)
         ):
@@ -191,7 +191,7 @@ def _ask(
         writes = wish.write and row.finish_reason != "length"
         if count < 0:
             raise ValueError(f"operator {wish.source} wishes to erase {wish.n} tokens")
-        if row.rewound + count <= budget(rules.options, row) and (count or writes):
+        if row.rewound + count <= budget(rules.options, row.limit) and (count or writes):
             row.finish_reason = ""
             if count:
                 row.erase(count, wish.source, wish.penalty)

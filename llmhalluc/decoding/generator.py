@@ -17,6 +17,7 @@ from llmhalluc.hparams.checks import key_problem
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.hparams.parser import build
 from llmhalluc.models.context import check_context
+from llmhalluc.models.helper import eos_ids
 from llmhalluc.models.loader import load
 
 TEXT_OPERATORS: dict[str, Callable[..., Operator]] = {"banned_phrases": BannedPhrases, "replace": Replace}
@@ -38,9 +39,7 @@ class Generator:
         if self.context not in CONTEXTS:
             raise UserError(f"context is {context!r}, expected one of {', '.join(CONTEXTS)}")
         check_context(model.get_base_model() if hasattr(model, "get_base_model") else model, self.context)
-        eos = getattr(model.generation_config, "eos_token_id", None)
-        ids = {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id}
-        self.eos_ids = sorted(id for id in ids if id is not None)
+        self.eos_ids = eos_ids(model, tokenizer)
 
     @classmethod
     def from_pretrained(cls, name: str, context: str | None = None, **model_kwargs: Any) -> "Generator":

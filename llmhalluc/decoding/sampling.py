@@ -57,9 +57,9 @@ def _choose(logits_BV, rows, options, erase_id, backtrack_id) -> list[int]:
     return (at_B1 if ids_BK is None else ids_BK.gather(1, at_B1))[:, 0].tolist()
 
 
-def budget(options: GenArguments, row: Row) -> int:
-    """Erasures that BACKTRACK may make in the row's completion, and the operator as many again."""
-    return row.limit // 2 if options.max_erasures is None else options.max_erasures
+def budget(options: GenArguments, limit: int) -> int:
+    """Erasures that BACKTRACK may make in a completion of `limit` tokens, and the operator as many again."""
+    return limit // 2 if options.max_erasures is None else options.max_erasures
 
 
 def penalties(
@@ -69,7 +69,7 @@ def penalties(
     found: list[tuple[int, int, float]] = []
     for i, row in enumerate(rows):
         place = len(row.surviving)
-        no_erasure = erase_id is None or not place or row.tape.erased - row.rewound >= budget(options, row)
+        no_erasure = erase_id is None or not place or row.tape.erased - row.rewound >= budget(options, row.limit)
         if backtrack_id is not None and no_erasure:
             found.append((i, backtrack_id, -math.inf))
         at_place = row.penalties.get(place)

@@ -21,7 +21,7 @@ from llmhalluc.eval.variants import GEN_KEYS, Variant, operator_of
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.hparams.model_args import ModelArguments
-from llmhalluc.models.helper import fingerprint
+from llmhalluc.models.helper import eos_ids, fingerprint
 from llmhalluc.models.loader import load
 
 logger = logging.getLogger(__name__)
@@ -71,9 +71,7 @@ class BacktrackLM(HFLM):
         )  # fmt: skip
         harness.setLevel(level)
         self.backtrack_id, self.context = loaded.backtrack_id, loaded.context
-        more = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        more = more if isinstance(more, list) else [more]
-        self.eos_ids = sorted({i for i in (*more, self.tokenizer.eos_token_id) if i is not None})
+        self.eos_ids = eos_ids(self.model, self.tokenizer)
         self.templated, self.quiet = False, False
         self.journal: Journal | None = None
         self._fingerprint: str | None = None

@@ -1,4 +1,4 @@
-"""What the reports share: a template filled in, and samples with what was erased struck out."""
+"""What the reports share: the page around their sections, and samples with what was erased struck out."""
 
 import html
 import json
@@ -9,7 +9,7 @@ from typing import Any
 from llmhalluc.exp.traces import Decode, pieces
 from llmhalluc.hparams.parser import to_yaml
 
-STYLE = Path(__file__).with_name("style.css")
+PAGE, STYLE = (Path(__file__).with_name(name) for name in ("page.html", "style.css"))
 LEGEND = (
     "<span class='trace'><del>Struck out</del></span> is what the model wrote and erased by its BACKTRACK "
     "<span class='back'>⌫</span>, <span class='trace'><del class='rule'>so</del></span> what an operator erased."
@@ -17,16 +17,17 @@ LEGEND = (
 CUTS = {"length": "… cut off", "budget": "… out of budget"}  # finish_reason -> what is said behind the text
 
 
-def fill(template: Path, results: dict[str, Any], parts: dict[str, str]) -> str:
-    """The template with its `<!--name-->`s filled in; style, legend, configuration and environment come from here."""
+def fill(sections: Path, results: dict[str, Any], parts: dict[str, str]) -> str:
+    """The page of a report's sections, its `<!--name-->`s filled in; style, legend and configuration come from here."""
     parts = parts | {
         "style": STYLE.read_text(encoding="utf-8").rstrip(),
         "legend": LEGEND,
         "config": html.escape(to_yaml(results["config"])),
         "environment": html.escape(json.dumps(results["environment"], indent=2)),
     }
+    page, inner = (path.read_text(encoding="utf-8") for path in (PAGE, sections))
     # One pass: what a part holds is not searched again.
-    return re.sub(r"<!--(\w+)-->", lambda match: parts[match[1]], template.read_text(encoding="utf-8"))
+    return re.sub(r"<!--(\w+)-->", lambda match: parts[match[1]], page.replace("<!--sections-->\n", inner))
 
 
 def made_at(environment: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from llmhalluc.exp.grid import Cell, flat
 from llmhalluc.exp.page import fill, made_at
 from llmhalluc.hparams.exp_args import ExpArguments
 
-TEMPLATE = Path(__file__).with_name("template.html")
+SECTIONS = Path(__file__).with_name("sections.html")
 MEANINGS = {
     "backtrack.context": {
         "soft": "erased tokens stay in the model's view; only the reader loses them",
@@ -55,7 +55,7 @@ def write(
         "samples": samples.to_html(chosen),
         "games": _json(games),
     }
-    (folder / "report.html").write_text(fill(TEMPLATE, results, parts), encoding="utf-8")
+    (folder / "report.html").write_text(fill(SECTIONS, results, parts), encoding="utf-8")
 
 
 def _subtitle(results: dict[str, Any], rows: list[dict]) -> str:

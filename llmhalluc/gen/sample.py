@@ -16,6 +16,7 @@ from llmhalluc.decoding.rows import Trace
 from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.lines import go_on
 from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.models.helper import eos_ids
 from llmhalluc.models.loader import Loaded
 from llmhalluc.reward.bt import outcome_accuracy
 
@@ -37,9 +38,7 @@ class Sampler:
     def __init__(self, loaded: Loaded, options: GenArguments, batch_size: int, path: Path):
         self.loaded, self.options, self.batch_size, self.path = loaded, options, batch_size, path
         self.operator = make_operator(options.operator, **options.operator_args) if options.operator else None
-        configured = loaded.model.generation_config.eos_token_id if loaded.model.generation_config else None
-        configured = configured if isinstance(configured, list) else [configured]
-        self.eos_ids = sorted({i for i in (*configured, loaded.tokenizer.eos_token_id) if i is not None})
+        self.eos_ids = eos_ids(loaded.model, loaded.tokenizer)
         records, self._file = go_on(path)
         self.found = {record.pop("key"): Completion(**record) for record in records}
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from llmhalluc.extras import constant
 from llmhalluc.extras.errors import UserError
@@ -88,6 +88,13 @@ def fingerprint(model: torch.nn.Module) -> str:
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that end a text: those of the model's generation config and the tokenizer's."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids = {*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id}
+    return sorted(i for i in ids if i is not None)
 
 
 def dtype_of(args: ModelArguments, auto: Any) -> Any:

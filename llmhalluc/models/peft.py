@@ -29,8 +29,9 @@ class BacktrackPeftModel(PeftModelForCausalLM):
     """Stock PEFT, but every save is small and says which token is the BACKTRACK."""
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Save as PEFT does, but never whole embedding matrices: the adapter has the rows that train."""
-        super().save_pretrained(str(save_directory), **kwargs | {"save_embedding_layers": False})
+        """Save as PEFT does, but no whole embedding matrices (the adapter has the rows that train), no reference."""
+        fixed = {"save_embedding_layers": False, "selected_adapters": ["default"]}
+        super().save_pretrained(str(save_directory), **kwargs | fixed)
         if kwargs.get("is_main_process", True):
             in_4bit = getattr(self.get_base_model(), "is_loaded_in_4bit", False)
             write_json(Path(save_directory) / RECORD, {**self.config.backtrack, "in_4bit": in_4bit})

@@ -4,8 +4,6 @@ before the rest.
 Shapes: B traces (the chosen ones, then the rejected ones of the same pairs), T positions.
 """
 
-import shutil
-from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
@@ -184,11 +182,6 @@ class DPORun(Run, DPOTrainer):
         super().restore(progress)
         self.counts += self.counts.new_tensor(progress["counts"])
         self._metrics["train"].update(progress["metrics"])
-
-    def _save(self, output_dir=None, state_dict=None) -> None:
-        """Write what was trained, not the reference adapter."""
-        super()._save(output_dir, state_dict)
-        shutil.rmtree(Path(output_dir or self.args.output_dir) / REFERENCE, ignore_errors=True)
 
 
 def decision_weights(

@@ -3,9 +3,7 @@
 import importlib.util
 import os
 import re
-import shutil
 import warnings
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -125,11 +123,6 @@ class GRPORun(Run, GRPOTrainer):
             self.num_iterations * self.args.steps_per_generation, self.shuffle_dataset, self.args.seed,
         )  # fmt: skip
         return self.sampler
-
-    def _save(self, output_dir=None, state_dict=None) -> None:
-        super()._save(output_dir, state_dict)
-        # The reference adapter is made anew at each start.
-        shutil.rmtree(Path(output_dir or self.args.output_dir, REFERENCE), ignore_errors=True)
 
 
 class Groups(RepeatSampler):

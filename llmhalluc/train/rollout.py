@@ -13,6 +13,7 @@ from llmhalluc.backtrack import IGNORE, unoffered
 from llmhalluc.data.problems import Problem
 from llmhalluc.decoding.engine import decode
 from llmhalluc.decoding.rows import Trace
+from llmhalluc.decoding.sampling import budget
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.gen_args import GenArguments
 
@@ -39,7 +40,7 @@ class Rules(NamedTuple):
         """The erasures that a rollout may make."""
         if not self.options.backtrack:
             return 0
-        return self.options.max_new_tokens // 2 if self.options.max_erasures is None else self.options.max_erasures
+        return budget(self.options, self.options.max_new_tokens)
 
     def unoffered(self, n_vocabulary: int) -> Callable[[torch.Tensor, torch.Tensor], list[tuple[int, int, int]]]:
         """For `score_through_model`: (row, position, id) of what was not offered to labelled tokens (B, T)."""
