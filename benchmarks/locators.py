@@ -23,7 +23,7 @@ from random import Random
 from typing import Any
 
 from llmhalluc.extras.constant import REPOSITORY
-from llmhalluc.gen.locate import Chain, Estimate, arithmetic, departure, value
+from llmhalluc.selfgen.locate import Chain, Estimate, arithmetic, departure, value
 
 Keys = list[Hashable | None]
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}

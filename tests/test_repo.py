@@ -26,7 +26,7 @@ SCRIPTS = [REPOSITORY / ".ci/run", *sorted(REPOSITORY.glob("scripts/**/*.sh"))]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # Imports run from a higher number to a lower one, or stay within a room.
 LEVELS = {"backtrack": 1, "extras": 1, "hparams": 2, "prompts": 2, "models": 3, "data": 3, "reward": 3,
-          "decoding": 4, "train": 5, "eval": 5, "gen": 5, "interp": 6, "exp": 6, "benchmark": 7}  # fmt: skip
+          "decoding": 4, "train": 5, "eval": 5, "selfgen": 5, "interp": 6, "exp": 6, "benchmark": 7}  # fmt: skip
 LIGHT = ("backtrack", "extras", "hparams", "prompts")
 
 

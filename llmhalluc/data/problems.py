@@ -1,4 +1,4 @@
-"""Problems with a checkable answer, for what the model writes itself: rollouts of GRPO, samples of run_gen."""
+"""Problems with a checkable answer, for what the model writes itself: rollouts of GRPO, samples of run_selfgen."""
 
 from dataclasses import replace
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""Traces of run_gen: a right prefix, the model's own wrong steps, the BACKTRACKs that erase them, a right end."""
+"""Traces of run_selfgen: a right prefix, the model's own wrong steps, the BACKTRACKs that erase them, a right end."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ class SelfgenConverter(DatasetConverter):
             if not prompt or not all(0 <= token < size for token in ids) or self.backtrack_id in ids:
                 raise UserError(
                     f"data.dataset {self.data.dataset} has a trace without a prompt, with a BACKTRACK, or with ids "
-                    f"beyond the tokenizer's {size}: write it with run_gen"
+                    f"beyond the tokenizer's {size}: write it with run_selfgen"
                 )
             encoded.append({"prompt_ids": prompt, "completion_ids": [*prefix, *right], "at": len(prefix), "own": own})
         return encoded
@@ -64,13 +64,13 @@ def check_source(
     path = Path(data.dataset).expanduser().with_name(ABOUT)
     if not path.is_file():
         raise UserError(
-            f"data.dataset is {data.dataset}, but {path} does not exist: name the traces.jsonl of a run_gen"
+            f"data.dataset is {data.dataset}, but {path} does not exist: name the traces.jsonl of a run_selfgen"
         )
     about = json.loads(path.read_text(encoding="utf-8"))
     if about["tokenizer"] != tokenizer_fingerprint(tokenizer, backtrack_id):
         raise UserError(
-            f"data.dataset is {data.dataset}, whose ids are of another tokenizer ({about['model']}): run run_gen with "
-            "this model, or train the one it was run with"
+            f"data.dataset is {data.dataset}, whose ids are of another tokenizer ({about['model']}): run run_selfgen "
+            "with this model, or train the one it was run with"
         )
     if training:
         refuse_evaluation_split(about["problems"]["dataset"], about["problems"]["split"])

@@ -9,7 +9,7 @@ START, ROUNDS = "start", "rounds"
 RESERVED = (START, ROUNDS)
 # Keys of `model` that say what a start's folder says by itself.
 BROUGHT = ("name_or_path", "from_config", "tokenizer", "gguf_file", "adapter", "revision")
-# Converters that train on what run_gen writes, and those that name the kind of problems it can read.
+# Converters that train on what run_selfgen writes, and those that name the kind of problems it can read.
 OWN_ERRORS = ("selfgen", "backtrack_dpo")
 PROBLEMS = ("gsm8k", "gsm8k_backtrack", "sudoku", "sudoku_backtrack")
 

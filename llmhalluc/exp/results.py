@@ -62,7 +62,7 @@ def sheets(cell: Cell, folder: Path) -> list[Sheet]:
 
 
 def spent(folder: Path) -> dict[str, float]:
-    """Training tokens, steps and seconds of a cell, its rounds added up; run_gen's generation is not counted."""
+    """Training tokens, steps and seconds of a cell, its rounds added up; run_selfgen's generation is not counted."""
     files = [*folder.glob("round_*/train/train.json"), folder / "train" / "train.json"]
     records = [json.loads(path.read_text()) for path in files]
     return {name: sum(record[name] for record in records) for name in TRAINING}
@@ -188,7 +188,7 @@ def notes(results: dict[str, Any]) -> list[str]:
     elif has_chains(found):
         lines.append(
             "Arms differ in training tokens: an arm's own, and with those of the arms it starts from. GRPO counts what "
-            "its rollouts read and write; what run_gen generates between two trainings is not counted."
+            "its rollouts read and write; what run_selfgen generates between two trainings is not counted."
         )
     if 1 in seeds:
         lines.append("An interval from one seed does not tell how another seed would come out.")

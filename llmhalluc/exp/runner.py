@@ -126,7 +126,7 @@ def _run_cells(todo: list[Cell], folders: dict[str, Path], exp: ExpArguments) ->
                     step, why = None, str(error)
                 if step:
                     job.step, job.process = step[0], _start(step[1], folders[name], job.slot, exp.parallel)
-                    screen.say(f"{_clock(begun)}  {job.step:6} {name}")
+                    screen.say(f"{_clock(begun)}  {job.step:7} {name}")
                     continue
                 running.remove(job)
                 if why:

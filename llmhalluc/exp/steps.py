@@ -1,7 +1,8 @@
 """The steps of a cell: the config of each is written when its turn comes, and beside it what the step leaves.
 
 A cell's folder holds config.yaml (what the cell is), train.yaml and train/ (its model), eval.yaml and eval/. With
-rounds it holds round_1/{gen.yaml, gen/} and so on, each round but the last with a train.yaml and a train/ of its own.
+rounds it holds round_1/{selfgen.yaml, selfgen/} and so on, each round but the last with a train.yaml and a train/ of
+its own.
 """
 
 import os
@@ -19,11 +20,11 @@ from llmhalluc.train.base import RECORD, final_model
 
 # What the interpreter of a step is called with; the path of its YAML follows.
 COMMANDS = {
-    "gen": ["-m", "llmhalluc.run_gen", "--config"],
+    "selfgen": ["-m", "llmhalluc.run_selfgen", "--config"],
     "train": ["-m", "llmhalluc.run_train", "--config"],
     "eval": ["-m", "llmhalluc.run_eval", "--config"],
 }
-TRACES, GENERATED = "traces.jsonl", "selfgen.json"  # of run_gen; the latter is written last
+TRACES, GENERATED = "traces.jsonl", "selfgen.json"  # of run_selfgen; the latter is written last
 # Where a trained model is loaded from is the cell's business; how, is the config's.
 LOADING = ("dtype", "attn_implementation", "device", "trust_remote_code")
 # A round trains on all of its traces, and they have no held-out part.
@@ -70,15 +71,15 @@ def steps(cell: Cell, folders: dict[str, Path], exp: ExpArguments) -> Iterator[t
         start = final_model(folders[cell.line[0]] / "train") if cell.line else None
         for number in range(1, cell.rounds + 1):
             part = folder / f"round_{number}"
-            if not (part / "gen" / GENERATED).exists():
-                yield _step("gen", part, _generation(cell, start))
-                if not (part / "gen" / GENERATED).exists():
+            if not (part / "selfgen" / GENERATED).exists():
+                yield _step("selfgen", part, _generation(cell, start))
+                if not (part / "selfgen" / GENERATED).exists():
                     raise UserError(f"the generation left no {GENERATED} in {part / 'gen'}")
             if number < cell.rounds:
                 if not trained(part):
-                    yield _step("train", part, _training(cell, start, part / "gen" / TRACES))
+                    yield _step("train", part, _training(cell, start, part / "selfgen" / TRACES))
                 start = final_model(part / "train")
-        traces = folder / f"round_{cell.rounds}" / "gen" / TRACES if cell.rounds else None
+        traces = folder / f"round_{cell.rounds}" / "selfgen" / TRACES if cell.rounds else None
         yield _step("train", folder, _training(cell, start, traces))
     sections = {key: value for key, value in cell.raw.items() if key != "train"}
     model = _loaded(cell, final_model(folder / "train"))
@@ -111,17 +112,13 @@ def _loaded(cell: Cell, folder: Path) -> dict[str, Any]:
     return model | {"name_or_path": str(folder)}
 
 
-# The section that says where a step's output goes, by step.
-OUTPUT = {"gen": "selfgen", "train": "train", "eval": "eval"}
-
-
 def _step(name: str, folder: Path, config: dict[str, Any], python: str | None = None) -> tuple[str, list[str]]:
-    """Write `folder/name.yaml`, whose output goes to `folder/name`; the step's name and command."""
+    """Write `folder/name.yaml`, whose section of that name sends its output to `folder/name`; its name and command."""
     output: dict[str, Any] = {"output_dir": str(folder / name), "overwrite": False}
     if name == "train":
         output["resume"] = True
     path = folder / f"{name}.yaml"
-    _write(path, config | {OUTPUT[name]: (config.get(OUTPUT[name]) or {}) | output})
+    _write(path, config | {name: (config.get(name) or {}) | output})
     return name, [python or sys.executable, *COMMANDS[name], str(path)]
 
 

@@ -1,4 +1,4 @@
-"""The `selfgen` section: errors of the model's own, found in its samples (run_gen)."""
+"""The `selfgen` section: errors of the model's own, found in its samples (run_selfgen)."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -49,7 +49,7 @@ sections = st.fixed_dictionaries(
 
 @pytest.fixture(scope="session")
 def own_file(tmp_path_factory) -> str:
-    """What run_gen would have written."""
+    """What run_selfgen would have written."""
     folder = tmp_path_factory.mktemp("selfgen")
     (folder / "traces.jsonl").write_text("".join(json.dumps({"problem": "p", **record}) + "\n" for record in OWN))
     fingerprint = tokenizer_fingerprint(bpe_tokenizer(), BACKTRACK)
@@ -324,7 +324,7 @@ def test_sources_that_are_refused(tmp_path, own_file):
         load(dataset=own_file, tokenizer=sudoku_tokenizer(), converter="backtrack_dpo")
     alone = tmp_path / "alone.jsonl"
     alone.write_text(json.dumps(OWN[0]))
-    with pytest.raises(UserError, match="does not exist: name the traces.jsonl of a run_gen"):
+    with pytest.raises(UserError, match="does not exist: name the traces.jsonl of a run_selfgen"):
         load(dataset=str(alone), converter="backtrack_dpo")
     data = DataArguments(converter="backtrack_dpo")
     with pytest.raises(UserError, match="needs a BACKTRACK"):

@@ -105,7 +105,7 @@ def test_another_tokenizers_ids_are_refused(tmp_path, file):
     assert "whose ids are of another tokenizer (a/model)" in refusal(convert, file, tokenizer=sudoku_tokenizer())
     alone = tmp_path / "traces.jsonl"
     alone.write_text("{}\n")
-    assert f"{tmp_path / ABOUT} does not exist: name the traces.jsonl of a run_gen" in refusal(convert, alone)
+    assert f"{tmp_path / ABOUT} does not exist: name the traces.jsonl of a run_selfgen" in refusal(convert, alone)
 
 
 def test_trap4_a_tokenizer_with_and_without_its_backtrack_is_the_same_and_another_is_not():

@@ -88,7 +88,7 @@ def sudoku_tokenizer(size: int = 4) -> PreTrainedTokenizerFast:
 
 @cache
 def own_file() -> str:
-    """Where traces of run_gen would lie: what they are stands beside them."""
+    """Where traces of run_selfgen would lie: what they are stands beside them."""
     about = {"model": "a/model", "problems": {"dataset": "sudoku", "split": "train"}}
     tokenizer = bpe_tokenizer()
     about["tokenizer"] = tokenizer_fingerprint(tokenizer, tokenizer.convert_tokens_to_ids(BACKTRACK_TOKEN))

@@ -12,7 +12,13 @@ import yaml
 
 from tests.exp import synthetic
 
-FAULTS = {901: "gen fails", 902: "train fails", 903: "eval fails", 904: "gen leaves nothing", 905: "train hangs once"}
+FAULTS = {
+    901: "selfgen fails",
+    902: "train fails",
+    903: "eval fails",
+    904: "selfgen leaves nothing",
+    905: "train hangs once",
+}
 
 
 def main(step: str, path: Path) -> int:
@@ -25,7 +31,7 @@ def main(step: str, path: Path) -> int:
         time.sleep(60)
     if fault == f"{step} fails":
         return 1
-    if step == "gen" and fault != "gen leaves nothing":
+    if step == "selfgen" and fault != "selfgen leaves nothing":
         folder = Path(config["selfgen"]["output_dir"])
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "traces.jsonl").write_text(f"{config['data']['converter']} by {model}\n")

@@ -54,11 +54,11 @@ def test_every_stage_moves_the_weights_of_the_one_before(folder):
 @pytest.mark.slow
 def test_each_round_generates_from_the_model_of_the_round_before(folder):
     own = folder / "selfgen_sft__seed=1"
-    about = [json.loads((own / f"round_{n}" / "gen" / "selfgen.json").read_text()) for n in (1, 2)]
+    about = [json.loads((own / f"round_{n}" / "selfgen" / "selfgen.json").read_text()) for n in (1, 2)]
     assert [part["model"] for part in about] == [str(folder / "sft__seed=1" / "train"), str(own / "round_1" / "train")]
     assert about[0]["weights"] != about[1]["weights"]
     assert all(part["problems"]["converter"] == "sudoku_backtrack" for part in about)
-    traces = [(own / f"round_{n}" / "gen" / "traces.jsonl").read_text().count("\n") for n in (1, 2)]
+    traces = [(own / f"round_{n}" / "selfgen" / "traces.jsonl").read_text().count("\n") for n in (1, 2)]
     assert min(traces) > 10
 
 

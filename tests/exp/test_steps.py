@@ -94,21 +94,22 @@ def read(path):
 def test_a_cell_waits_for_the_model_it_starts_from(tmp_path, called):
     assert runner.run(experiment(tmp_path)) == 0
     assert called == [
-        "sft/train", "sft/eval", "own/round_1/gen", "own/round_1/train", "own/round_2/gen", "own/train", "own/eval",
+        "sft/train", "sft/eval", "own/round_1/selfgen", "own/round_1/train", "own/round_2/selfgen",
+        "own/train", "own/eval",
         "grpo/train", "grpo/eval", "more/train", "more/eval",
     ]  # fmt: skip
 
 
 def test_what_can_run_runs_while_a_start_is_evaluated(tmp_path, called, capsys):
     assert runner.run(experiment(tmp_path, parallel=2)) == 0
-    assert called.index("own/round_1/gen") < called.index("more/eval") and called[0] == "sft/train"
+    assert called.index("own/round_1/selfgen") < called.index("more/eval") and called[0] == "sft/train"
     assert "4 cells, 0 of them finished before" in capsys.readouterr().out
 
 
 def test_each_round_starts_from_the_one_before_and_trains_on_its_own_errors(done):
     own, sft = done / "cells" / "own", done / "cells" / "sft"
     loaded = {"device": "cpu"}
-    gen = [read(own / f"round_{number}" / "gen.yaml") for number in (1, 2)]
+    gen = [read(own / f"round_{number}" / "selfgen.yaml") for number in (1, 2)]
     train = [read(own / "round_1" / "train.yaml"), read(own / "train.yaml")]
     models = [str(sft / "train"), str(own / "round_1" / "train")]
     assert [config["model"] for config in gen] == [loaded | {"name_or_path": name} for name in models]
@@ -117,9 +118,10 @@ def test_each_round_starts_from_the_one_before_and_trains_on_its_own_errors(done
     ]
     for number, (generation, training) in enumerate(zip(gen, train, strict=True), 1):
         assert generation["data"] == {"converter": "sudoku", "max_samples": 7, "eval_split": "test"}
-        assert generation["selfgen"] == {"output_dir": str(own / f"round_{number}" / "gen"), "overwrite": False}
+        assert generation["selfgen"] == {"output_dir": str(own / f"round_{number}" / "selfgen"), "overwrite": False}
         assert training["data"] == {
-            "converter": "selfgen", "dataset": str(own / f"round_{number}" / "gen" / "traces.jsonl"), "split": "train",
+            "converter": "selfgen", "dataset": str(own / f"round_{number}" / "selfgen" / "traces.jsonl"),
+            "split": "train",
             "subset": None, "max_samples": None, "eval_dataset": None, "eval_split": None,
         }  # fmt: skip
         assert training["train"]["resume"] is True
@@ -130,9 +132,9 @@ def test_rounds_need_no_start(tmp_path, called):
     raw = experiment(tmp_path)
     raw["exp"]["arms"] = {"own": {"rounds": 2, "data.converter": "selfgen"}}
     assert runner.run(raw) == 0
-    assert called == ["own/round_1/gen", "own/round_1/train", "own/round_2/gen", "own/train", "own/eval"]
+    assert called == ["own/round_1/selfgen", "own/round_1/train", "own/round_2/selfgen", "own/train", "own/eval"]
     own = tmp_path / "cells" / "own"
-    for first in ("gen.yaml", "train.yaml"):
+    for first in ("selfgen.yaml", "train.yaml"):
         assert read(own / "round_1" / first)["model"] == raw["model"]
     start = {"device": "cpu", "finetuning": "lora", "name_or_path": str(own / "round_1" / "train")}
     assert read(own / "train.yaml")["model"] == start
@@ -180,9 +182,9 @@ def test_a_folder_of_another_chain_is_refused(done, change, key):
 
 
 def test_a_failed_start_fails_its_followers_and_nobody_else(tmp_path, capsys):
-    assert runner.run(experiment(tmp_path, {"own": "gen fails"}, parallel=2)) == 1
+    assert runner.run(experiment(tmp_path, {"own": "selfgen fails"}, parallel=2)) == 1
     said = capsys.readouterr().out
-    assert "FAILED own (gen: exit code 1)" in said and "FAILED grpo (not run: cell own failed)" in said
+    assert "FAILED own (selfgen: exit code 1)" in said and "FAILED grpo (not run: cell own failed)" in said
     assert "failed: grpo, not run: cell own failed\n" in said and not (tmp_path / "cells" / "grpo" / "train").exists()
     results = json.loads((tmp_path / "results.json").read_text())
     assert sorted(results["failed"]) == ["grpo", "own"] and {row["arm"] for row in results["rows"]} == {"sft", "more"}
@@ -207,8 +209,8 @@ def test_a_start_that_has_its_model_serves_although_its_evaluation_failed(tmp_pa
 
 
 def test_a_generation_without_traces_is_a_failure(tmp_path, capsys):
-    assert runner.run(experiment(tmp_path, {"own": "gen leaves nothing"})) == 1
-    assert "FAILED own (gen: the generation left no selfgen.json in" in capsys.readouterr().out
+    assert runner.run(experiment(tmp_path, {"own": "selfgen leaves nothing"})) == 1
+    assert "FAILED own (selfgen: the generation left no selfgen.json in" in capsys.readouterr().out
 
 
 def test_a_killed_chain_goes_on_where_it_was(tmp_path, called):
@@ -228,5 +230,5 @@ def test_a_killed_chain_goes_on_where_it_was(tmp_path, called):
     assert process.returncode == 130
     (tmp_path / "run" / "cells" / "own" / "hung").touch()  # the last round does not hang at all
     assert runner.run(raw) == 0
-    assert called[:4] == ["own/round_1/train", "own/round_2/gen", "own/train", "own/eval"]
+    assert called[:4] == ["own/round_1/train", "own/round_2/selfgen", "own/train", "own/eval"]
     assert "sft/train" not in called and "sft/eval" not in called

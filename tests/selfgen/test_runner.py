@@ -1,4 +1,4 @@
-"""run_gen end to end on a tiny Sudoku model: the files, going on after a kill, refusals."""
+"""run_selfgen end to end on a tiny Sudoku model: the files, going on after a kill, refusals."""
 
 import json
 import logging
@@ -9,10 +9,10 @@ import pytest
 
 from llmhalluc.data.selfgen import ABOUT
 from llmhalluc.extras.errors import UserError
-from llmhalluc.gen import runner, sample
-from llmhalluc.gen.runner import generate
-from tests.gen import noisy
-from tests.gen.noisy import problems, solution_ids
+from llmhalluc.selfgen import runner, sample
+from llmhalluc.selfgen.runner import generate
+from tests.selfgen import noisy
+from tests.selfgen.noisy import problems, solution_ids
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_temperature_zero_is_one_for_samples_unless_it_is_asked_for(model, tmp_p
 
 
 def test_nothing_to_learn_from_leaves_an_empty_file_and_a_warning(model, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("llmhalluc.gen.build.locate", lambda *_: [])
+    monkeypatch.setattr("llmhalluc.selfgen.build.locate", lambda *_: [])
     with caplog.at_level(logging.WARNING):
         counts = generate(noisy.config(model, tmp_path))["counts"]
     assert counts["traces_with_an_error"] == counts["clean_traces"] == 0 and lines(tmp_path) == []

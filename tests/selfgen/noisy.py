@@ -59,7 +59,7 @@ def save(folder: Path, backtrack: bool = True) -> Path:
 
 
 def raw(model: Path, output_dir: Path, **dotted: Any) -> dict[str, Any]:
-    """Sections for run_gen, with `section__key=value` changed."""
+    """Sections for run_selfgen, with `section__key=value` changed."""
     config: dict[str, Any] = {
         "seed": 5,
         "model": {"name_or_path": str(model), "device": "cpu"},

@@ -7,8 +7,8 @@ first wrong step, None where it finds none.
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
-from llmhalluc.gen.steps import follow
 from llmhalluc.reward.steps import equations
+from llmhalluc.selfgen.steps import follow
 
 
 class Chain(NamedTuple):

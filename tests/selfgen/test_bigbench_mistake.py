@@ -6,7 +6,7 @@ import json
 import pytest
 
 from llmhalluc.extras.constant import REPOSITORY
-from llmhalluc.gen.locate import arithmetic, departure
+from llmhalluc.selfgen.locate import arithmetic, departure
 from tests.real import real_data
 
 _SPEC = importlib.util.spec_from_file_location("locators", REPOSITORY / "benchmarks" / "locators.py")

@@ -1,4 +1,4 @@
-"""Sample solutions, find a model's own errors in them, write traces: `python -m llmhalluc.run_gen --config FILE`."""
+"""Sample solutions, find errors of the model's own, write traces: `python -m llmhalluc.run_selfgen --config FILE`."""
 
 import sys
 
@@ -10,8 +10,8 @@ SECTIONS = ("model", "data", "gen", "selfgen")
 
 
 def main() -> None:
-    config = parse(sys.argv[1:], "run_gen", SECTIONS, default=CONFIGS / "llmhalluc" / "gen.yaml")
-    from llmhalluc.gen.runner import generate  # after parsing: torch takes seconds to import
+    config = parse(sys.argv[1:], "run_selfgen", SECTIONS, default=CONFIGS / "llmhalluc" / "selfgen.yaml")
+    from llmhalluc.selfgen.runner import generate  # after parsing: torch takes seconds to import
 
     about = generate(config)
     print(", ".join(f"{name.replace('_', ' ')} {count}" for name, count in about["counts"].items()))

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmhalluc.data.problems import Problem
-from llmhalluc.gen.steps import Splitter, follow, numbers, step_ends
+from llmhalluc.selfgen.steps import Splitter, follow, numbers, step_ends
 from tests.data.toy import bpe_tokenizer, sudoku_tokenizer
-from tests.gen.noisy import problems, solution_ids
+from tests.selfgen.noisy import problems, solution_ids
 
 MATH = Problem("train-0", "math", [1], "How many?", "48+24 = 72 birds.\n#### 72")
 SPLIT = Splitter(bpe_tokenizer())

@@ -15,10 +15,10 @@ from llmhalluc.extras.run_folder import open_run, write_json
 
 if TYPE_CHECKING:
     from llmhalluc.data.problems import Problem
-    from llmhalluc.gen.build import Record
     from llmhalluc.hparams.gen_args import GenArguments
     from llmhalluc.hparams.parser import Config
     from llmhalluc.models.loader import Loaded
+    from llmhalluc.selfgen.build import Record
 
 SAMPLES, ROLLOUTS, TRACES = "samples.jsonl", "rollouts.jsonl", "traces.jsonl"
 logger = logging.getLogger(__name__)
@@ -81,8 +81,8 @@ def _records(
     config: "Config", options: "GenArguments", loaded: "Loaded", problems: "list[Problem]", folder: Path
 ) -> tuple[list["Record"], dict[str, int]]:
     """The lines of traces.jsonl, problem by problem, and what became of the samples."""
-    from llmhalluc.gen import build
-    from llmhalluc.gen.sample import Rollouts, Sampler
+    from llmhalluc.selfgen import build
+    from llmhalluc.selfgen.sample import Rollouts, Sampler
 
     settings, tokenizer = config.selfgen, loaded.tokenizer
     delimiter = "" if config.data.apply_chat_template else " "

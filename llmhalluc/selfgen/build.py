@@ -8,10 +8,10 @@ from transformers import PreTrainedTokenizerBase
 
 from llmhalluc.data.base import tokenise
 from llmhalluc.data.problems import Problem
-from llmhalluc.gen.locate import LOCATORS, Chain, Estimate
-from llmhalluc.gen.sample import Completion, Rollouts, is_right
-from llmhalluc.gen.steps import Splitter, Step, follow
 from llmhalluc.prompts import math, sudoku
+from llmhalluc.selfgen.locate import LOCATORS, Chain, Estimate
+from llmhalluc.selfgen.sample import Completion, Rollouts, is_right
+from llmhalluc.selfgen.steps import Splitter, Step, follow
 
 Record = dict[str, Any]  # a line of traces.jsonl
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmhalluc.gen.locate import LOCATORS, Chain, Estimate, arithmetic, departure, value
+from llmhalluc.selfgen.locate import LOCATORS, Chain, Estimate, arithmetic, departure, value
 
 
 def chain(texts, keys=None, right=()):

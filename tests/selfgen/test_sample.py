@@ -6,13 +6,13 @@ import pytest
 
 from llmhalluc.data.problems import Problem
 from llmhalluc.extras.errors import UserError
-from llmhalluc.gen.sample import Rollouts, Sampler
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.models.helper import fingerprint
 from llmhalluc.models.loader import Loaded
+from llmhalluc.selfgen.sample import Rollouts, Sampler
 from tests.data.toy import sudoku_tokenizer
 from tests.eval.models import scripted
-from tests.gen.noisy import problems, weights
+from tests.selfgen.noisy import problems, weights
 from tests.tiny import tiny_model
 
 OPTIONS = GenArguments(max_new_tokens=10, temperature=1.0, seed=3)
@@ -49,9 +49,9 @@ def test_a_torn_line_is_decoded_again_and_the_others_are_not(loaded, tmp_path, m
     lines = text.splitlines(keepends=True)
     (tmp_path / "b").write_bytes(b"".join(lines[:7]) + lines[7][:-9] * 20)
     asked = []
-    decode = __import__("llmhalluc.gen.sample", fromlist=["decode"]).decode
+    decode = __import__("llmhalluc.selfgen.sample", fromlist=["decode"]).decode
     monkeypatch.setattr(
-        "llmhalluc.gen.sample.decode",
+        "llmhalluc.selfgen.sample.decode",
         lambda m, p, *rest, keys, **more: (asked.extend(keys), decode(m, p, *rest, keys=keys, **more)),
     )
     assert complete(loaded, tmp_path / "b") == whole

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from llmhalluc.backtrack import apply_backtracking
 from llmhalluc.data.problems import Problem
-from llmhalluc.gen import build
-from llmhalluc.gen.sample import Completion, is_right
+from llmhalluc.selfgen import build
+from llmhalluc.selfgen.sample import Completion, is_right
 from tests.data.toy import GSM8K, bpe_tokenizer, sudoku_tokenizer
-from tests.gen.noisy import problems, solution_ids
+from tests.selfgen.noisy import problems, solution_ids
 
 
 class FakeRollouts:
