@@ -11,10 +11,10 @@ TINY = {
 STEPS = 50
 
 
-def puzzles(count: int, seed: int = 0) -> Config:
+def puzzles(count: int, seed: int = 0, blanks: tuple[int, int] = (8, 11)) -> Config:
     """The keys of the data section that generate 4×4 Sudoku."""
-    return {"dataset": "sudoku", "sudoku_size": 4, "sudoku_count": count, "sudoku_min_blanks": 8,
-            "sudoku_max_blanks": 11, "sudoku_seed": seed}  # fmt: skip
+    return {"dataset": "sudoku", "sudoku_size": 4, "sudoku_count": count, "sudoku_min_blanks": blanks[0],
+            "sudoku_max_blanks": blanks[1], "sudoku_seed": seed}  # fmt: skip
 
 
 def fresh_model() -> Config:
@@ -76,4 +76,44 @@ def grpo(folder: Path, start: Path) -> Config:
             folder, stage="grpo", per_device_train_batch_size=16, num_generations=8, max_completion_length=24, beta=0.1,
             learning_rate=0.003,
         ),
+    }  # fmt: skip
+
+
+def experiment(folder: Path) -> Config:
+    """A chain of every stage from one SFT model, with two seeds: 300 steps of SFT, a few of each other."""
+    model = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "initializer_range": 0.1}
+    stage = {"max_steps": 10, "learning_rate": 0.0005, "lr_scheduler_type": "constant", "warmup_steps": 0}
+    return {
+        "model": fresh_model() | {"from_config": TINY | model},
+        "data": puzzles(3000, blanks=(4, 8)) | {"converter": "sudoku_backtrack"},
+        "backtrack": {"context": "block", "error_labels": "redirect"},
+        "train": {
+            "max_steps": 300, "per_device_train_batch_size": 16, "learning_rate": 0.01, "lr_scheduler_type": "cosine",
+            "warmup_steps": 20, "packing": True, "logging_steps": 50, "save_strategy": "no", "report_to": "none",
+        },
+        "gen": {"max_new_tokens": 24, "backtrack_bias": 2.0},
+        "selfgen": {"samples": 2, "locator": "departure"},
+        "eval": {
+            "tasks": ["sudoku"], "sudoku_size": 4, "sudoku_count": 40, "sudoku_blanks": 4, "batch_size": 40,
+            "variants": {"greedy": {"temperature": 0.0}, "sampled": {"temperature": 1.0}},
+        },
+        "exp": {
+            "output_dir": str(folder), "baseline": "sft", "parallel": 2, "bootstrap": 100, "samples_in_report": 1,
+            "grid": {"seed": [1, 2]},
+            "arms": {
+                "sft": {},
+                "own": {
+                    "start": "sft", "rounds": 1, "data": {"converter": "selfgen", "max_samples": 40}, "train": stage
+                },
+                "dpo": {
+                    "start": "sft", "data": {"converter": "backtrack_dpo", "sudoku_seed": 1},
+                    "model": {"finetuning": "lora", "lora_r": 4},
+                    "train": stage | {"stage": "dpo", "loss": "token", "keep_share": 0.3},
+                },
+                "grpo": {
+                    "start": "sft", "data.sudoku_seed": 1, "gen.backtrack_bias": 0.0,
+                    "train": stage | {"stage": "grpo", "num_generations": 8, "max_completion_length": 24},
+                },
+            },
+        },
     }  # fmt: skip

@@ -8,9 +8,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.golden import compare, test_losses, test_traces
+from tests.golden import compare, test_demo, test_experiment, test_losses, test_traces
 
-MODULES = {module.NAME: module for module in (test_losses, test_traces)}
+MODULES = {module.NAME: module for module in (test_losses, test_traces, test_experiment, test_demo)}
 
 
 def main(names: list[str]) -> None:
