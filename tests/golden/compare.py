@@ -7,7 +7,8 @@ from typing import Any
 
 # Float64 runs on a processor repeat to the last bit with the same libraries, and a refactor that adds up in another
 # order moves a number by some 1e-15; what a changed draw, mask or label moves is above 1e-6. Another processor may
-# add up in another order too, and fifty steps of training make more of it: 1e-9 lets that through.
+# add up in another order too, and fifty steps of training make more of it: 1e-9 lets that through. (Losses are logged
+# in float32, where the next number is 1e-7 away: these have to be the very same.)
 RELATIVE, ABSOLUTE = 1e-9, 1e-12
 DIGITS = 12  # significant ones that are kept where a number is one of thousands
 
@@ -34,7 +35,8 @@ def differences(expected: Any, found: Any, where: str = "") -> list[str]:
     """A sentence for each place where `found` is not what was kept; floats may differ by RELATIVE."""
     if isinstance(expected, dict) and isinstance(found, dict):
         if expected.keys() != found.keys():
-            return [f"{where} has keys {sorted(found)}, expected {sorted(expected)}"]
+            gone, new = (sorted(a.keys() - b.keys()) for a, b in ((expected, found), (found, expected)))
+            return [f"{where} lacks {gone} and has {new} besides"]
         pairs = [(f"{where}.{key}", expected[key], found[key]) for key in expected]
     elif isinstance(expected, list) and isinstance(found, list):
         if len(expected) != len(found):

@@ -1,4 +1,4 @@
-"""The table of `make demo`, seed 1, is what it was: five minutes on two cores."""
+"""The table of `make demo`, seed 1, is what it was: five minutes on two cores that do nothing else."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_the_table_is_what_it_was(tmp_path):
     """In float32: one token that falls otherwise moves an accuracy by 1/400, so that nearly the same is the same.
 
