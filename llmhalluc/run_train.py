@@ -10,9 +10,9 @@ SECTIONS = ("model", "data", "backtrack", "train", "reward", "gen")
 
 def main() -> None:
     config = parse(sys.argv[1:], "run_train", SECTIONS)
-    from llmhalluc.train.executors import EXECUTORS  # after parsing: torch and trl take seconds to import
+    from llmhalluc.train.executors import executor_of  # after parsing: torch and trl take seconds to import
 
-    EXECUTORS[config.train.stage](config).run()
+    executor_of(config.train.stage)(config).run()
 
 
 if __name__ == "__main__":

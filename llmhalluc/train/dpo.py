@@ -4,12 +4,11 @@ before the rest.
 Shapes: B traces (the chosen ones, then the rejected ones of the same pairs), T positions.
 """
 
+import functools
 from typing import Any, ClassVar
 
-import datasets
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 
 from llmhalluc.backtrack import IGNORE
@@ -19,12 +18,12 @@ from llmhalluc.data.manager import CONVERTERS
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.parser import Config
 from llmhalluc.train.base import BaseExecutor
-from llmhalluc.train.reference import REFERENCE, copy_adapter, frozen_copy
-from llmhalluc.train.run import Run
-from llmhalluc.train.scoring import score_through_model
+from llmhalluc.train.scoring import Weights, score_through_model
+from llmhalluc.train.trainer import ResumableTrainer
+from llmhalluc.train.trl_patches import ReadyPairs, copy_to_reference, frozen_copy, stand_in, unlogged_metrics
 
 # Keys of TRL's that leave fresh pairs as they are: whoever sets one expects something that would not happen.
-USELESS = {
+KEYS_WITHOUT_EFFECT = {
     "model_init_kwargs": "the model section loads the model",
     "trust_remote_code": "use model.trust_remote_code",
     "pad_token": "the tokenizer has one",
@@ -90,7 +89,10 @@ class DPOExecutor(BaseExecutor):
 
     def make_trainer(self) -> None:
         """Raises UserError for options that cannot be met."""
-        args = self.arguments(DPOConfig, USELESS, max_length=None)
+        train, weights = self.config.train, None
+        if train.loss == "token":
+            weights = functools.partial(decision_weights, backtrack_id=self.backtrack_id, decay=train.loss_decay)
+        args = self.arguments(DPOConfig, KEYS_WITHOUT_EFFECT, max_length=None)
         try:
             self.trainer = DPORun(
                 model=self.model,
@@ -100,9 +102,7 @@ class DPOExecutor(BaseExecutor):
                 pairs=self.dataset,
                 eval_pairs=self.eval_dataset,
                 sampler=DrawSampler(len(self.dataset), self.data_seed, self.draws(args)),
-                weighted=(self.backtrack_id, self.config.train.loss_decay)
-                if self.config.train.loss == "token"
-                else None,
+                weights=weights,
                 stop_on_sigterm=self.stop_on_sigterm,
             )
         except (ValueError, NotImplementedError) as error:  # options of TRL's that do not go together
@@ -116,37 +116,26 @@ class DPOExecutor(BaseExecutor):
         return record
 
 
-class DPORun(Run, DPOTrainer):
+class DPORun(ResumableTrainer, ReadyPairs, DPOTrainer):
     """DPOTrainer whose pairs are the sampler's draws and whose policy and reference are scored by their own forward.
 
-    `weighted`: BACKTRACK's id and the decay of `decision_weights`; None weighs all tokens alike.
+    `weights`: of tokens in the log-probability of a completion; None weighs all alike.
     """
 
-    def __init__(self, *, pairs, eval_pairs, sampler, weighted: tuple[int, float] | None, stop_on_sigterm, **kwargs):
-        # DPOTrainer takes a datasets.Dataset and nothing else; of this one it only reads the first row.
-        stand_in = datasets.Dataset.from_dict({"prompt_ids": [[0]], "chosen_ids": [[0]], "rejected_ids": [[0]]})
-        super().__init__(train_dataset=stand_in, eval_dataset=eval_pairs, **kwargs)
-        self.train_dataset, self.sampler = pairs, sampler
+    def __init__(self, *, pairs, eval_pairs, weights: Weights | None, **kwargs):
+        columns = stand_in("prompt_ids", "chosen_ids", "rejected_ids")
+        super().__init__(train_dataset=columns, eval_dataset=eval_pairs, **kwargs)
+        self.train_dataset = pairs
         models = [self.model]
         if isinstance(self.model, PeftModel):
-            copy_adapter(self.model, "default", REFERENCE)
+            copy_to_reference(self.model)
             models = [self.model.get_base_model()]
         if self.ref_model is not None:
             models.append(self.accelerator.unwrap_model(self.ref_model))
         for model in models:
-            score_through_model(model)
-            if weighted is not None:
-                weigh_decisions(model, *weighted)
+            score_through_model(model, weights=weights)
         # Of this process, since the last log: tokens of both traces, pairs.
         self.counts = torch.zeros(2, dtype=torch.int64, device=self.args.device)
-        self.start_run(stop_on_sigterm)
-
-    def _prepare_dataset(self, dataset, *args):
-        """The pairs as they are: TRL would make text of them."""
-        return dataset
-
-    def _get_train_sampler(self, train_dataset=None):
-        return self.sampler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """TRL's. Raises UserError when the loss of a training batch is not finite."""
@@ -170,18 +159,18 @@ class DPORun(Run, DPOTrainer):
             self.counts.zero_()
             self.seen["tokens"] += tokens
             self.seen["examples"] += examples
-            self._metrics["train"]["num_tokens"] = [self.seen["tokens"]]
+            unlogged_metrics(self)["num_tokens"] = [self.seen["tokens"]]
         super().log(logs, start_time)
 
     def progress(self) -> dict[str, Any]:
         """The counts, and what TRL will average in its next log, too."""
-        return super().progress() | {"counts": self.counts.tolist(), "metrics": dict(self._metrics["train"])}
+        return super().progress() | {"counts": self.counts.tolist(), "metrics": unlogged_metrics(self)}
 
     def restore(self, progress: dict[str, Any]) -> None:
         """These too."""
         super().restore(progress)
         self.counts += self.counts.new_tensor(progress["counts"])
-        self._metrics["train"].update(progress["metrics"])
+        unlogged_metrics(self).update(progress["metrics"])
 
 
 def decision_weights(
@@ -204,21 +193,3 @@ def decision_weights(
     after_BT = (scored_BT.cumsum(1) - 1 - opening_BT.sum(1, keepdim=True)).clamp(min=0)
     weights_BT = decay ** after_BT.to(dtype) * scored_BT
     return weights_BT * scored_BT.sum(1, keepdim=True) / weights_BT.sum(1, keepdim=True).clamp(min=1.0)
-
-
-def weigh_decisions(model: PreTrainedModel, backtrack_id: int, decay: float) -> None:
-    """Make `log_probs` of a model that `score_through_model` was called on those of `decision_weights`.
-
-    TRL sums them over the tokens of policy and reference alike, and so do its metrics `logps/…` and `rewards/…`.
-    """
-    score = model.forward
-
-    def forward(*args: Any, **kwargs: Any):
-        outputs = score(*args, **kwargs)
-        if kwargs.get("fused_lm_head"):
-            log_probs = outputs.log_probs
-            weights = decision_weights(kwargs["labels"], backtrack_id, decay, log_probs.dtype)
-            outputs.log_probs = log_probs * weights
-        return outputs
-
-    model.forward = forward  # type: ignore[method-assign]

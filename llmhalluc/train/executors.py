@@ -1,7 +1,15 @@
-"""Training stages by name; importing this imports trl, which takes seconds."""
+"""Training stages by name; what a stage needs is imported when it is the one that trains."""
 
-from llmhalluc.train.dpo import DPOExecutor
-from llmhalluc.train.grpo import GRPOExecutor
-from llmhalluc.train.sft import SFTExecutor
+import pkgutil
+from typing import Any
 
-EXECUTORS = {"sft": SFTExecutor, "dpo": DPOExecutor, "grpo": GRPOExecutor}
+EXECUTORS = {
+    "sft": "llmhalluc.train.sft:SFTExecutor",
+    "dpo": "llmhalluc.train.dpo:DPOExecutor",
+    "grpo": "llmhalluc.train.grpo:GRPOExecutor",
+}
+
+
+def executor_of(stage: str) -> Any:
+    """The BaseExecutor of a stage; importing it imports trl, which takes seconds."""
+    return pkgutil.resolve_name(EXECUTORS[stage])

@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import re
-import warnings
 from typing import Any
 
 import datasets
@@ -11,20 +10,18 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer import grpo_trainer
-from trl.trainer.utils import RepeatSampler
 
 from llmhalluc.data.problems import Problem, load_problems
 from llmhalluc.extras.errors import UserError
 from llmhalluc.reward.bt import BacktrackRewardFunction
+from llmhalluc.train import trl_patches
 from llmhalluc.train.base import BaseExecutor
-from llmhalluc.train.reference import REFERENCE, copy_adapter, frozen_copy
-from llmhalluc.train.rollout import Rules, rollout, rollout_rules
-from llmhalluc.train.run import Run
+from llmhalluc.train.rollout import RolloutSettings, rollout, rollout_settings
 from llmhalluc.train.scoring import score_through_model
+from llmhalluc.train.trainer import ResumableTrainer
 
-# Keys of TRL's without an effect on runs of ours: whoever sets one expects something that would not happen.
-USELESS = {
+# Keys of TRL's without an effect on our runs: whoever sets one expects something that would not happen.
+KEYS_WITHOUT_EFFECT = {
     "model_init_kwargs": "the model section loads the model",
     "chat_template_kwargs": "use data.apply_chat_template",
     "generation_kwargs": "rollouts are decoded by our own loop; use train.temperature and the like",
@@ -46,48 +43,37 @@ CHOICES = {
     "importance_sampling_level": ("token", "sequence"),
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
 }
-NAMES = {"num_tokens": "tokens", "eval_num_tokens": "tokens"}
-CLOCK = re.compile("step_time|_runtime|_per_second|^epoch$")
+LOGGED_NAMES = {"num_tokens": "tokens", "eval_num_tokens": "tokens"}
+WALL_TIMES = re.compile("step_time|_runtime|_per_second|^epoch$")
 
 
-class GRPORun(Run, GRPOTrainer):
+class GRPORun(ResumableTrainer, GRPOTrainer):
     """GRPOTrainer whose rollouts are ours, and whose log-probabilities are of the distribution that they came from."""
 
     def __init__(
-        self, *, model: PreTrainedModel | PeftModel, args: GRPOConfig, rules: Rules, problems: list[Problem],
-        eval_problems: list[Problem] | None = None, stop_on_sigterm: bool = False, **kwargs: Any,
+        self, *, model: PreTrainedModel | PeftModel, settings: RolloutSettings, problems: list[Problem],
+        eval_problems: list[Problem] | None = None, **kwargs: Any,
     ):  # fmt: skip
-        self.rules = rules
-        rows = {name: _rows(given, name) for name, given in (("train", problems), ("eval", eval_problems)) if given}
-        self.problems = {prompt: problem for found in rows.values() for prompt, problem in found.items()}
-        load = grpo_trainer.create_model_from_path
-        # TRL would load the reference from a path: without the BACKTRACK that was just added, and never a fresh model.
-        grpo_trainer.create_model_from_path = lambda *_, **__: frozen_copy(model)
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "You are using 'rollout_func'")
-                super().__init__(
-                    model=model, args=args, train_dataset=_columns(rows["train"]),
-                    eval_dataset=_columns(rows["eval"]) if "eval" in rows else None,
-                    rollout_func=lambda prompts, trainer: rollout(trainer, rules, prompts), **kwargs,
-                )  # fmt: skip
-        finally:
-            grpo_trainer.create_model_from_path = load
-        if isinstance(model, PeftModel) and args.beta:
-            copy_adapter(model, "default", REFERENCE)
+        train, test = _rows(problems, "train"), _rows(eval_problems or [], "eval")
+        self.settings, self.problems = settings, train | test
+        with trl_patches.grpo_reference(model):
+            super().__init__(
+                model=model, train_dataset=_columns(train), eval_dataset=_columns(test) if test else None,
+                rollout_func=lambda prompts, trainer: rollout(trainer, settings, prompts), **kwargs,
+            )  # fmt: skip
+        if isinstance(model, PeftModel) and self.args.beta:
+            trl_patches.copy_to_reference(model)
         for scored in filter(None, (self.model, self.ref_model)):
             base = self.accelerator.unwrap_model(scored)
             base = base.get_base_model() if isinstance(base, PeftModel) else base
             n_vocabulary = base.config.get_text_config().vocab_size
             # What vLLM samples from knows no bans.
-            score_through_model(base, self.temperature, None if self.use_vllm else rules.unoffered(n_vocabulary))
-        self.start_run(stop_on_sigterm)
+            score_through_model(base, self.temperature, None if self.use_vllm else settings.unoffered(n_vocabulary))
+        self.sampler = trl_patches.GroupSampler(
+            self.train_dataset, self.num_generations, self.args.generation_batch_size // self.num_generations,
+            self.num_iterations * self.args.steps_per_generation, self.shuffle_dataset, self.args.seed,
+        )  # fmt: skip
         self.seen["rollout_seconds"] = 0.0
-
-    @property
-    def round(self) -> int:
-        """How often the policy has written a batch of rollouts."""
-        return self._step // (self.args.steps_per_generation * self.num_iterations)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """TRL's; raises UserError when it is not finite."""
@@ -103,34 +89,20 @@ class GRPORun(Run, GRPOTrainer):
         super().log(logs, start_time)
 
     def progress(self) -> dict[str, Any]:
-        """The metrics since the last log too, and the rollouts that further steps will take up."""
-        alive = self._step % (self.args.steps_per_generation * self.num_iterations)
-        batches = [{k: _plain(v) for k, v in batch.items()} for batch in self._buffered_inputs] if alive else None
-        return super().progress() | {"step": self._step, "metrics": self._metrics["train"], "batches": batches}
+        """The metrics since the last log too, and the rollouts that later steps take up."""
+        rollouts = trl_patches.rollout_state(self)
+        if rollouts["batches"] is not None:
+            rollouts["batches"] = [{k: _plain(v) for k, v in batch.items()} for batch in rollouts["batches"]]
+        return super().progress() | rollouts | {"metrics": trl_patches.unlogged_metrics(self)}
 
     def restore(self, progress: dict[str, Any]) -> None:
+        """These too."""
         super().restore(progress)
-        self._step = progress["step"]
-        self._metrics["train"].update(progress["metrics"])
-        if progress["batches"] is not None:
-            self._buffered_inputs = [
-                {k: _tensor(v, self.args.device) for k, v in batch.items()} for batch in progress["batches"]
-            ]
-
-    def _get_train_sampler(self, dataset=None):
-        self.sampler = Groups(
-            self.train_dataset, self.num_generations, self.args.generation_batch_size // self.num_generations,
-            self.num_iterations * self.args.steps_per_generation, self.shuffle_dataset, self.args.seed,
-        )  # fmt: skip
-        return self.sampler
-
-
-class Groups(RepeatSampler):
-    """TRL's order of prompts, a permutation of (seed, epoch), so that a resumed epoch goes on as it began."""
-
-    def set_epoch(self, epoch: int) -> None:
-        if self.shuffle:
-            self.generator.manual_seed(self.seed + epoch)
+        trl_patches.unlogged_metrics(self).update(progress["metrics"])
+        batches, device = progress["batches"], self.args.device
+        if batches is not None:
+            batches = [{k: _tensor(v, device) for k, v in batch.items()} for batch in batches]
+        trl_patches.restore_rollout_state(self, {"step": progress["step"], "batches": batches})
 
 
 class GRPOExecutor(BaseExecutor):
@@ -168,13 +140,13 @@ class GRPOExecutor(BaseExecutor):
                 raise UserError(f"train.{key} is {self.trl[key]}, expected one of {names}")
         self._check_vllm()
         self._check_groups()
-        args = self.arguments(GRPOConfig, USELESS)
-        rules = rollout_rules(
+        args = self.arguments(GRPOConfig, KEYS_WITHOUT_EFFECT)
+        settings = rollout_settings(
             config.gen, config.gen_given, args, self.backtrack_id, config.backtrack.context,
             config.train.rollout_batch_size,
         )  # fmt: skip
         self.trainer = GRPORun(
-            model=self.model, args=args, rules=rules, problems=self.dataset, eval_problems=self.eval_dataset,
+            model=self.model, args=args, settings=settings, problems=self.dataset, eval_problems=self.eval_dataset,
             processing_class=self.tokenizer, reward_funcs=self.reward(), stop_on_sigterm=self.stop_on_sigterm,
         )  # fmt: skip
 
@@ -225,7 +197,11 @@ class GRPOExecutor(BaseExecutor):
 
 def _named(entry: dict[str, Any], prefix: str) -> dict[str, Any]:
     """What was logged, without wall times and the prefix of an evaluation."""
-    return {NAMES.get(key, key.removeprefix(prefix)): value for key, value in entry.items() if not CLOCK.search(key)}
+    return {
+        LOGGED_NAMES.get(key, key.removeprefix(prefix)): value
+        for key, value in entry.items()
+        if not WALL_TIMES.search(key)
+    }
 
 
 def _rows(problems: list[Problem], part: str) -> dict[str, Problem]:

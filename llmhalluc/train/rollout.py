@@ -16,6 +16,7 @@ from llmhalluc.decoding.rows import Trace
 from llmhalluc.decoding.sampling import budget
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.train import trl_patches
 
 # Keys of `gen` that would take the rollouts away from the distribution that is scored. Those that `train` has too
 # (temperature, …) are for evaluation alone.
@@ -27,7 +28,7 @@ REFUSED = {
 }
 
 
-class Rules(NamedTuple):
+class RolloutSettings(NamedTuple):
     """How rollouts are decoded, on which the score of their tokens depends."""
 
     options: GenArguments
@@ -58,9 +59,9 @@ class Rules(NamedTuple):
         return barred
 
 
-def rollout_rules(
+def rollout_settings(
     gen: GenArguments, given: frozenset[str], args: GRPOConfig, backtrack_id: int, context: str, batch_size: int | None
-) -> Rules:
+) -> RolloutSettings:
     """Sampling of TRL's keys, erasing of the `gen` section, of which `given` are the keys that a user gave.
 
     Raises UserError for keys of `gen` that rollouts cannot follow.
@@ -78,10 +79,12 @@ def rollout_rules(
         top_p=args.top_p, min_p=args.min_p, repetition_penalty=args.repetition_penalty, backtrack=gen.backtrack,
         ban_erased=gen.ban_erased, max_erasures=gen.max_erasures, seed=args.seed,
     )  # fmt: skip
-    return Rules(options, backtrack_id, context, batch_size)
+    return RolloutSettings(options, backtrack_id, context, batch_size)
 
 
-def decode_group(trainer: Any, rules: Rules, problems: Sequence[Problem], keys: Sequence[str]) -> list[Trace]:
+def decode_group(
+    trainer: Any, settings: RolloutSettings, problems: Sequence[Problem], keys: Sequence[str]
+) -> list[Trace]:
     """One completion for each problem, by the trainer's model as it is now, in evaluation mode and unwrapped."""
     args = trainer.args
     with (
@@ -89,22 +92,22 @@ def decode_group(trainer: Any, rules: Rules, problems: Sequence[Problem], keys: 
             trainer.model_wrapped, trainer.accelerator, gather_deepspeed3_params=args.ds3_gather_for_generation,
             gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
         ) as model,
-        trainer._dist.summon_full_params(trainer.model_wrapped, recurse=False),
+        trl_patches.whole_weights(trainer),
         trainer.accelerator.autocast(),
     ):  # fmt: skip
         training = model.training
         model.eval()
         try:
             return decode(
-                model, [problem.prompt_ids for problem in problems], rules.options, eos_ids=trainer.eos_token_ids,
-                backtrack_id=rules.backtrack_id, context=rules.context, keys=keys,
-                batch_size=rules.batch_size or len(problems),
+                model, [problem.prompt_ids for problem in problems], settings.options, eos_ids=trainer.eos_token_ids,
+                backtrack_id=settings.backtrack_id, context=settings.context, keys=keys,
+                batch_size=settings.batch_size or len(problems),
             )  # fmt: skip
         finally:
             model.train(training)
 
 
-def rollout(trainer: Any, rules: Rules, prompts: Sequence[str]) -> dict[str, Any]:
+def rollout(trainer: Any, settings: RolloutSettings, prompts: Sequence[str]) -> dict[str, Any]:
     """TRL's rollout function: ids of the prompts and of one completion for each.
 
     `trainer.problems` finds a problem by its prompt. Equal prompts stand side by side, in groups that may go on in
@@ -116,16 +119,18 @@ def rollout(trainer: Any, rules: Rules, prompts: Sequence[str]) -> dict[str, Any
     began = time.monotonic()
     if trainer.use_vllm:
         ids = [problem.prompt_ids for problem in problems]
-        completions, logprobs = trainer._generate_single_turn(ids, None, {}, size)
+        completions, logprobs = trl_patches.vllm_completions(trainer, ids, size)
     else:
         first = trainer.accelerator.process_index * len(prompts)
-        when = f"round {trainer.round}" if training else f"evaluation {trainer.state.global_step}"
+        when = f"round {trl_patches.grpo_round(trainer)}" if training else f"evaluation {trainer.state.global_step}"
         keys = [f"{when} {problem.key} {(first + i) % size}" for i, problem in enumerate(problems)]
-        traces = decode_group(trainer, rules, problems, keys)
+        traces = decode_group(trainer, settings, problems, keys)
         completions, logprobs = [trace.completion_ids for trace in traces], None  # TRL asks for vLLM's alone
-        trainer._log_metric("erasures/mean", fmean(trace.erasures for trace in traces))
-        trainer._log_metric("erasures/share_of_rollouts", fmean(trace.erasures > 0 for trace in traces))
-        trainer._log_metric("completions/mean_surviving_length", fmean(len(trace.surviving_ids) for trace in traces))
+        trl_patches.log_metric(trainer, "erasures/mean", fmean(trace.erasures for trace in traces))
+        trl_patches.log_metric(trainer, "erasures/share_of_rollouts", fmean(trace.erasures > 0 for trace in traces))
+        trl_patches.log_metric(
+            trainer, "completions/mean_surviving_length", fmean(len(trace.surviving_ids) for trace in traces)
+        )
     if training:
         trainer.seen["rollout_seconds"] += time.monotonic() - began
         trainer.seen["examples"] += len(prompts) * trainer.accelerator.num_processes

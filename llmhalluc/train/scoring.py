@@ -1,71 +1,72 @@
 """Log-probabilities of traces for TRL's preference and policy losses, by the model's own forward.
 
-TRL's fused LM head multiplies `lm_head.weight` itself: it passes by a BACKTRACK row that PEFT trains, and on a CPU it
-scores every position. Here the model runs its head, on the labelled positions alone, and the context hook
-(models/context.py) lays the emitted ids out, so that policy, old policy and reference see what decoding sees (law 3).
+The model runs its head on the labelled positions alone, and the context hook (models/context.py) lays the emitted ids
+out, so that policy, old policy and reference see what decoding sees (law 3).
 
 Shapes: B traces, T positions, N labelled ones, V vocabulary.
 """
 
 import inspect
-import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from trl.trainer.utils import FusedCausalLMOutput
 
 from llmhalluc.backtrack import IGNORE
+from llmhalluc.train.trl_patches import answer_fused_head
 
 # (input_ids (B, T), labels (B, T)) -> (row, position of the label, id) of tokens that could not be sampled there
 Unoffered = Callable[[torch.Tensor, torch.Tensor], list[tuple[int, int, int]]]
+Weights = Callable[..., torch.Tensor]  # labels (B, T), dtype=… -> what log-probabilities (B, T - 1) are multiplied with
 PARTS, ROWS = 4, 16  # a batch is scored in so many parts of rows of like length, of so many rows at least
 CHUNK = 1 << 24  # logits that are measured at a time: what that takes beside them does not grow with the batch
 
 
-def score_through_model(model: PreTrainedModel, temperature: float = 1.0, unoffered: Unoffered | None = None) -> None:
-    """Make `model(input_ids=…, attention_mask=…, labels=…, fused_lm_head=True)` answer a FusedCausalLMOutput.
+def score_through_model(
+    model: PreTrainedModel, temperature: float = 1.0, unoffered: Unoffered | None = None, weights: Weights | None = None
+) -> None:
+    """Make `model(input_ids=…, attention_mask=…, labels=…, fused_lm_head=True)` return what TRL's losses read.
 
     Call it on the base model of PEFT, after TRL has put its own head on. `log_probs`, `entropy`, `log_sum_sq_probs`,
     `mean_logits` (float32 at least) and `is_top1` are (B, T - 1), position t about label t + 1, 0 where that is IGNORE.
     They are of softmax(logits / temperature) over the tokens that were offered; `mean_logits` of the logits themselves.
     """
-    plain = type(model).forward
-    takes_positions = "position_ids" in inspect.signature(plain).parameters
+    takes_positions = "position_ids" in inspect.signature(type(model).forward).parameters
 
-    def forward(self, *args: Any, fused_lm_head: bool = False, labels: torch.Tensor | None = None, **kwargs: Any):
-        if not fused_lm_head:
-            return plain(self, *args, **kwargs if labels is None else kwargs | {"labels": labels})
-        assert labels is not None and not args
-        ids_BT, mask_BT = kwargs.pop("input_ids"), kwargs.pop("attention_mask", None)
-        mask_BT = torch.ones_like(ids_BT) if mask_BT is None else mask_BT
-        with_aux = kwargs.get("output_router_logits", False)  # a loss of the batch, not of its rows
-        positions_N, values, aux_loss = [], [], None
-        for rows, columns in _parts(mask_BT, 1 if with_aux else min(PARTS, len(ids_BT) // ROWS)):
-            ids, mask, targets = (x[rows, columns] for x in (ids_BT, mask_BT, labels))
+    def score(
+        forward: Callable, labels: torch.Tensor, *, input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None, **inputs: Any,
+    ) -> dict[str, torch.Tensor]:  # fmt: skip
+        mask_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        with_aux = inputs.get("output_router_logits", False)  # a loss of the batch, not of its rows
+        numbers_BT = torch.arange(labels[:, 1:].numel(), device=labels.device).view_as(labels[:, 1:])
+        numbers_N, values, aux_loss = [], [], None
+        for rows, columns in _parts(mask_BT, 1 if with_aux else min(PARTS, len(input_ids) // ROWS)):
+            ids, mask, targets = (x[rows, columns] for x in (input_ids, mask_BT, labels))
             scored = targets[:, 1:] != IGNORE
             part = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
             part["logits_to_keep"] = torch.nn.functional.pad(scored, (0, 1), value=False)
             if takes_positions:  # padding on the left takes none
                 part["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-            outputs = plain(self, **kwargs | part)
+            outputs = forward(**inputs | part)
             barred = _numbered(unoffered(ids, targets) if unoffered else [], scored)
             values.append(_measured(outputs.logits.flatten(0, -2), targets[:, 1:][scored], barred, temperature))
-            numbers = torch.arange(labels[:, 1:].numel(), device=labels.device).view_as(labels[:, 1:])
-            positions_N.append(numbers[rows, columns.start : columns.stop - 1][scored])
+            numbers_N.append(numbers_BT[rows, columns.start : columns.stop - 1][scored])
             aux_loss = outputs.aux_loss if with_aux else None
         made = {}
         for name in values[0]:
             flat = torch.cat([part[name] for part in values])
             empty = flat.new_zeros(labels[:, 1:].numel())
-            made[name] = empty.index_put((torch.cat(positions_N),), flat).view(labels[:, 1:].shape)
+            made[name] = empty.index_put((torch.cat(numbers_N),), flat).view_as(numbers_BT)
         scored_BT = labels[:, 1:] != IGNORE
         loss = -made["log_probs"].sum() / scored_BT.sum().clamp(min=1)
-        return FusedCausalLMOutput(loss=loss, label_mask=scored_BT, aux_loss=aux_loss, **made)
+        if weights is not None:
+            made["log_probs"] = made["log_probs"] * weights(labels, dtype=made["log_probs"].dtype)
+        return made | {"loss": loss, "label_mask": scored_BT, "aux_loss": aux_loss}
 
-    model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
+    answer_fused_head(model, score)
 
 
 def _parts(mask_BT: torch.Tensor, count: int) -> Iterator[tuple[torch.Tensor, slice]]:

@@ -1,14 +1,21 @@
-"""The SFT stage: traces, batches and TRL's own options put together; train/trainer.py does the training."""
+"""The SFT stage: traces, batches and TRL's own options put together; TRL's SFTTrainer with our draws and our loss."""
 
-from trl import SFTConfig
+from collections.abc import Callable
+from typing import Any
 
+import torch
+from torch.nn import functional
+from trl import SFTConfig, SFTTrainer
+
+from llmhalluc.backtrack import IGNORE
 from llmhalluc.data.collator import DrawSampler, TraceCollator
 from llmhalluc.extras.errors import UserError
 from llmhalluc.train.base import BaseExecutor
-from llmhalluc.train.trainer import TraceTrainer
+from llmhalluc.train.trainer import ResumableTrainer
+from llmhalluc.train.trl_patches import stand_in
 
 # Keys of TRL's that leave ready traces as they are: whoever sets one expects something that would not happen.
-USELESS = {
+KEYS_WITHOUT_EFFECT = {
     "model_init_kwargs": "the model section loads the model",
     "chat_template_path": "use data.apply_chat_template",
     "eos_token": "the tokenizer has one",
@@ -41,9 +48,9 @@ class SFTExecutor(BaseExecutor):
                 f"train.max_length is {row_length}, the length of packed rows, but train.packing is false: "
                 "to leave out longer records set data.max_length"
             )
-        args = self.arguments(SFTConfig, USELESS, dataset_kwargs={"skip_prepare_dataset": True})
+        args = self.arguments(SFTConfig, KEYS_WITHOUT_EFFECT, dataset_kwargs={"skip_prepare_dataset": True})
         pad_id = self.tokenizer.pad_token_id
-        self.trainer = TraceTrainer(
+        self.trainer = SFTRun(
             model=self.model,
             args=args,
             processing_class=self.tokenizer,
@@ -53,3 +60,116 @@ class SFTExecutor(BaseExecutor):
             collator=TraceCollator(self.tokenizer.eos_token_id if pad_id is None else pad_id, packing, row_length),
             stop_on_sigterm=self.stop_on_sigterm,
         )
+
+
+class SFTRun(ResumableTrainer, SFTTrainer):
+    """SFTTrainer whose examples are the sampler's draws and whose loss goes through the model's own forward.
+
+    TRL multiplies `lm_head.weight` itself, which passes by PEFT's change of the BACKTRACK row and, on a CPU, scores
+    every position; here the model runs its head, on the labelled positions alone.
+    """
+
+    def __init__(self, *, traces, eval_traces, collator, **kwargs):
+        super().__init__(
+            train_dataset=stand_in("input_ids", "labels"),
+            eval_dataset=None if eval_traces is None else RecordDataset(eval_traces),
+            data_collator=RecordCollator(collator),
+            **kwargs,
+        )
+        self.train_dataset = RecordDataset(traces)
+        # Of this process, since the last log: loss, right predictions, labels, trace tokens, examples.
+        dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
+        self.sums = {mode: torch.zeros(5, dtype=dtype, device=self.args.device) for mode in ("train", "eval")}
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Sum of the cross-entropies at labelled positions over the labels of the whole accumulated batch.
+
+        `inputs`: (B, T) input_ids, labels, position_ids, visible_until, and records (examples, 2): number, tokens.
+        Raises UserError when the loss of a training batch is not finite.
+        """
+        records, labels_BT = inputs.pop("records"), inputs.pop("labels")
+        targets_BT = functional.pad(labels_BT[:, 1:], (0, 1), value=IGNORE)
+        scored_BT = targets_BT != IGNORE
+        targets = targets_BT[scored_BT]
+        if self.aux_loss_enabled:
+            inputs["output_router_logits"] = True
+        outputs = model(**inputs, logits_to_keep=scored_BT, use_cache=False)
+        logits = outputs.logits.to(torch.promote_types(outputs.logits.dtype, torch.float32))  # (labels, vocabulary)
+        losses = functional.cross_entropy(
+            logits, targets, reduction="none", label_smoothing=self.args.label_smoothing_factor
+        )
+        if self.args.loss_type == "dft":
+            losses = losses * (-losses).exp().detach()
+        n_labels = len(targets) if num_items_in_batch is None else num_items_in_batch
+        loss = losses.sum() / torch.as_tensor(n_labels).clamp(min=1)
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / (
+                1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+            )
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # the labels are those of all processes, DDP takes the mean
+
+        training = self.model.training
+        if training and not torch.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}, on the records "
+                f"{records[:, 0].tolist()} of data.dataset: look at these, or lower train.learning_rate"
+            )
+        with torch.no_grad():
+            right = (logits.argmax(-1) == targets).sum()
+            seen = (losses.sum(), right, torch.tensor(len(targets)), records[:, 1].sum(), torch.tensor(len(records)))
+            self.sums["train" if training else "eval"] += torch.stack([x.to(self.sums["train"]) for x in seen])
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add accuracy and tokens; `eval_loss` becomes the mean over labels, however rows were batched."""
+        if "loss" in logs:
+            _, right, labels, tokens, examples = self._drain("train")
+            self.seen["tokens"] += int(tokens)
+            self.seen["examples"] += int(examples)
+            logs |= {"mean_token_accuracy": right / max(labels, 1), "num_tokens": self.seen["tokens"]}
+        elif "eval_loss" in logs:
+            loss, right, labels, *_ = self._drain("eval")
+            logs |= {"eval_loss": loss / max(labels, 1), "eval_mean_token_accuracy": right / max(labels, 1)}
+        super().log(logs, start_time)
+
+    def _drain(self, mode: str) -> list[float]:
+        """The sums over all processes; they start anew."""
+        total = self.accelerator.reduce(self.sums[mode], reduction="sum").tolist()
+        self.sums[mode].zero_()
+        return total
+
+    def progress(self) -> dict[str, Any]:
+        """The sums too."""
+        return super().progress() | {"sums": self.sums["train"].tolist()}
+
+    def restore(self, progress: dict[str, Any]) -> None:
+        """The sums too."""
+        super().restore(progress)
+        self.sums["train"] += torch.tensor(progress["sums"], dtype=torch.float64).to(self.sums["train"])
+
+
+class RecordDataset(torch.utils.data.Dataset):
+    """Traces that also say which record they were drawn from; no label for a first token, which nothing precedes."""
+
+    def __init__(self, traces):
+        self.traces = traces
+
+    def __len__(self) -> int:
+        return len(self.traces)
+
+    def __getitem__(self, key) -> dict[str, Any]:
+        trace = self.traces[key] | {"record": getattr(key, "index", key)}
+        trace["labels"] = [IGNORE, *trace["labels"][1:]]  # in a packed row another trace would precede it
+        return trace
+
+
+class RecordCollator:
+    """The batches of `collator`, with `records` (examples, 2): the number and the trace tokens of each example."""
+
+    def __init__(self, collator: Callable[[list[dict]], dict[str, torch.Tensor]]):
+        self.collator = collator
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        records = torch.tensor([(row["record"], len(row["input_ids"])) for row in rows])
+        return self.collator(rows) | {"records": records}

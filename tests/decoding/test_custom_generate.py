@@ -201,15 +201,15 @@ def test_a_trained_folder_erases_where_llmhalluc_cannot_be_imported(tmp_path, fi
     from llmhalluc.hparams.model_args import ModelArguments
     from llmhalluc.models.loader import load
     from llmhalluc.train.base import final_model
-    from llmhalluc.train.executors import EXECUTORS
+    from llmhalluc.train.sft import SFTExecutor
     from tests.train.tiny_run import config
 
     more = {"train__save_strategy": "steps", "train__save_steps": 4}
-    EXECUTORS["sft"](config(tmp_path / "run", **more)).run()
+    SFTExecutor(config(tmp_path / "run", **more)).run()
     if finetuning == "lora":
         more = {"model__from_config": None, "model__tokenizer": None, "model__name_or_path": str(tmp_path / "run"),
                 "model__finetuning": "lora"}  # fmt: skip
-        EXECUTORS["sft"](config(tmp_path / "lora", **more)).run()
+        SFTExecutor(config(tmp_path / "lora", **more)).run()
     else:
         assert (tmp_path / "run/checkpoint-4/custom_generate/generate.py").is_file()
     folder = final_model(tmp_path / ("lora" if finetuning == "lora" else "run"))

@@ -20,7 +20,8 @@ from llmhalluc.hparams.model_args import ModelArguments
 from llmhalluc.models.context import apply_context
 from llmhalluc.models.peft import add_adapter
 from llmhalluc.train.grpo import GRPORun
-from llmhalluc.train.rollout import decode_group, rollout, rollout_rules
+from llmhalluc.train.rollout import decode_group, rollout, rollout_settings
+from llmhalluc.train.trl_patches import grpo_round
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 LOSS = inspect.getsource(GRPOTrainer._compute_loss)
@@ -67,9 +68,9 @@ def trainer(
         **{"activation_checkpointing": False, "per_device_train_batch_size": 12, "num_generations": 4,
            "max_completion_length": 12, "max_steps": 2, "learning_rate": 0.01} | options,
     )  # fmt: skip
-    rules = rollout_rules(GenArguments(**gen or {}), frozenset(gen or {}), args, BT, context, None)
+    settings = rollout_settings(GenArguments(**gen or {}), frozenset(gen or {}), args, BT, context, None)
     return GRPORun(
-        model=model, args=args, rules=rules, problems=PROBLEMS, processing_class=tokenizer, reward_funcs=reward
+        model=model, args=args, settings=settings, problems=PROBLEMS, processing_class=tokenizer, reward_funcs=reward
     )
 
 
@@ -93,7 +94,7 @@ def score(run: GRPORun, model, traces, **options):
 def rollouts(run: GRPORun, rounds: int) -> list[Trace]:
     """Completions of every problem, many times."""
     names = [f"{i} {problem.key}" for i in range(rounds) for problem in PROBLEMS]
-    return decode_group(run, run.rules, PROBLEMS * rounds, names)
+    return decode_group(run, run.settings, PROBLEMS * rounds, names)
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
@@ -177,7 +178,7 @@ def test_rounds_that_several_steps_take_up_are_on_the_old_policys_terms(tmp_path
     monkeypatch.setattr(GRPORun, "_compute_loss", spy)
     run = trainer(tmp_path, num_iterations=2, max_steps=4)
     run.train()
-    assert run.round == 2 and len(ratios) == 4
+    assert grpo_round(run) == 2 and len(ratios) == 4
     assert run.seen["examples"] == 2 * 12
 
 
@@ -200,16 +201,16 @@ def test_a_rollout_depends_on_seed_round_problem_and_number_alone(tmp_path):
     run = trainer(tmp_path)
     run.model.train()
     prompts = [prompt for prompt in run.problems for _ in range(4)]
-    whole = rollout(run, run.rules, prompts)["completion_ids"]
+    whole = rollout(run, run.settings, prompts)["completion_ids"]
     assert len({tuple(ids) for ids in whole[:4]}) > 1
-    assert rollout(run, run.rules._replace(batch_size=5), prompts[4:12])["completion_ids"] == whole[4:12]
+    assert rollout(run, run.settings._replace(batch_size=5), prompts[4:12])["completion_ids"] == whole[4:12]
     run.accelerator.state._shared_state["process_index"] = 1  # the second of two processes: the second half
     try:
-        assert rollout(run, run.rules, prompts[2:4])["completion_ids"] == whole[2:4]
+        assert rollout(run, run.settings, prompts[2:4])["completion_ids"] == whole[2:4]
     finally:
         run.accelerator.state._shared_state["process_index"] = 0
     run._step = 1
-    assert rollout(run, run.rules, prompts)["completion_ids"] != whole
+    assert rollout(run, run.settings, prompts)["completion_ids"] != whole
     assert run.model.training
 
 

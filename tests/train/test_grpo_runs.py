@@ -12,7 +12,7 @@ from trl import GRPOConfig
 
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.parser import build
-from llmhalluc.train.grpo import CHOICES, USELESS, GRPOExecutor
+from llmhalluc.train.grpo import CHOICES, KEYS_WITHOUT_EFFECT, GRPOExecutor
 from llmhalluc.train.sft import SFTExecutor
 from tests.train import tiny_run
 from tests.train.test_grpo import trl_losses
@@ -137,4 +137,4 @@ def test_the_losses_offered_are_those_of_trl():
 
 
 def test_useless_keys_are_keys_of_trl():
-    assert USELESS.keys() <= {field.name for field in dataclasses.fields(GRPOConfig)}
+    assert KEYS_WITHOUT_EFFECT.keys() <= {field.name for field in dataclasses.fields(GRPOConfig)}

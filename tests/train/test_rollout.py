@@ -13,7 +13,7 @@ from llmhalluc.decoding import emit
 from llmhalluc.decoding.sampling import penalties
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.gen_args import GenArguments
-from llmhalluc.train.rollout import REFUSED, rollout_rules
+from llmhalluc.train.rollout import REFUSED, rollout_settings
 
 BT, VOCABULARY = 4, 5  # so few ids that bans leave none
 ARGS = GRPOConfig(output_dir="unused", use_cpu=True, bf16=False, max_completion_length=24, num_generations=8, seed=7)
@@ -21,7 +21,7 @@ ARGS = GRPOConfig(output_dir="unused", use_cpu=True, bf16=False, max_completion_
 
 def rules(given_keys=None, context="block", args=ARGS):
     keys = given_keys or {}
-    return rollout_rules(GenArguments(**keys), frozenset(keys), args, BT, context, None)
+    return rollout_settings(GenArguments(**keys), frozenset(keys), args, BT, context, None)
 
 
 @given(st.sampled_from(CONTEXTS), st.booleans(), st.sampled_from([None, 0, 3]), st.booleans(), st.integers(0, 999))

@@ -19,8 +19,7 @@ from llmhalluc.hparams.train_args import TrainArguments
 from llmhalluc.models.loader import load
 from llmhalluc.train.base import final_model, use_trackers
 from llmhalluc.train.executors import EXECUTORS
-from llmhalluc.train.sft import SFTExecutor
-from llmhalluc.train.trainer import Numbered, NumberedCollator
+from llmhalluc.train.sft import RecordCollator, RecordDataset, SFTExecutor
 from tests.train.tiny_run import config
 
 
@@ -114,9 +113,9 @@ def test_packed_loss_equals_padded_even_for_an_empty_prompt(tmp_path):
         for ids in ([3, 4, 5], [6, 7, 8, 9, 4], [5, 5])
         for n in (len(ids),)
     ]
-    rows = [Numbered(traces)[i] for i in range(3)]
+    rows = [RecordDataset(traces)[i] for i in range(3)]
     losses = [
-        trainer.compute_loss(trainer.model, NumberedCollator(TraceCollator(0, packing, max_length=9))(rows)).item()
+        trainer.compute_loss(trainer.model, RecordCollator(TraceCollator(0, packing, max_length=9))(rows)).item()
         for packing in (False, True)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
