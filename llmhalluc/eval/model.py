@@ -16,6 +16,7 @@ from tqdm import tqdm
 from llmhalluc.decoding.engine import decode
 from llmhalluc.decoding.rows import Trace
 from llmhalluc.eval.journal import Journal
+from llmhalluc.eval.lm_eval_patches import silent_model
 from llmhalluc.eval.metrics import count, trace_metrics
 from llmhalluc.eval.variants import GEN_KEYS, Variant, operator_of
 from llmhalluc.extras.errors import UserError
@@ -63,13 +64,11 @@ class BacktrackLM(HFLM):
         loaded = load(pretrained, None)
         if not str(batch_size).isdigit():
             raise UserError(f"batch_size is {batch_size!r}: give a number")
-        harness, level = logging.getLogger(HFLM.__module__), logging.getLogger(HFLM.__module__).level
-        harness.setLevel(logging.ERROR)  # it warns of a model that is loaded already
-        super().__init__(
-            pretrained=loaded.model, tokenizer=loaded.tokenizer, backend="causal",
-            batch_size=int(batch_size), max_length=max_length,
-        )  # fmt: skip
-        harness.setLevel(level)
+        with silent_model():
+            super().__init__(
+                pretrained=loaded.model, tokenizer=loaded.tokenizer, backend="causal",
+                batch_size=int(batch_size), max_length=max_length,
+            )  # fmt: skip
         self.backtrack_id, self.context = loaded.backtrack_id, loaded.context
         self.eos_ids = eos_ids(self.model, self.tokenizer)
         self.templated, self.quiet = False, False
@@ -97,26 +96,27 @@ class BacktrackLM(HFLM):
             self.options |= {requests[i].task_name: options for i in members}
             prompts = {i: self._prompt_ids(requests[i], options) for i in members}
             keys = _stream_keys(prompts)
-            open_ = []
+            pending = []
             for i in members:
                 found = self.journal.get(self._journal_key(keys[i], options), prompts[i]) if self.journal else None
                 if found is None:
-                    open_.append(i)
+                    pending.append(i)
                 else:
                     traces[i] = found
-            bar.update(len(members) - len(open_))
+            bar.update(len(members) - len(pending))
 
-            def finished(at: int, trace: Trace, open_=open_, keys=keys, options=options) -> None:
+            def finished(at: int, trace: Trace, pending=pending, keys=keys, options=options) -> None:
                 if self.journal is not None:
-                    self.journal.add(self._journal_key(keys[open_[at]], options), trace)
-                traces[open_[at]] = trace
+                    self.journal.add(self._journal_key(keys[pending[at]], options), trace)
+                traces[pending[at]] = trace
                 bar.update()
 
             started = time.perf_counter()
             decode(
-                self.model, [prompts[i] for i in open_], options, eos_ids=self.eos_ids, backtrack_id=self.backtrack_id,
-                context=options.context or self.context, tokenizer=self.tokenizer, batch_size=self.batch_size,
-                on_finish=finished, keys=[keys[i] for i in open_], operator=operator_of(options),
+                self.model, [prompts[i] for i in pending], options, eos_ids=self.eos_ids,
+                backtrack_id=self.backtrack_id, context=options.context or self.context,
+                tokenizer=self.tokenizer, batch_size=self.batch_size,
+                on_finish=finished, keys=[keys[i] for i in pending], operator=operator_of(options),
             )  # fmt: skip
             self.seconds += time.perf_counter() - started
         bar.close()

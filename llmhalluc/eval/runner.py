@@ -7,8 +7,8 @@ from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
+from llmhalluc.eval.lm_eval_patches import no_environment_probe
 from llmhalluc.eval.variants import make_variants
 from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.run_folder import environment, open_run, write_json
@@ -46,7 +46,8 @@ def evaluate(config: "Config") -> dict[str, Any]:
         check_chat_template(lm, settings)
         results: Results = {}
         decoding: dict[str, Any] = {}
-        with Journal(folder / "journal.jsonl") as lm.journal:
+        with Journal(folder / "journal.jsonl") as journal:
+            lm.journal = journal
             for name, variant in variants.items():
                 lm.begin(variant)
                 found = run_harness(lm, manager, tasks, settings)
@@ -64,8 +65,7 @@ def run_harness(
     """What lm-eval's simple_evaluate finds; `documents` (task -> ascending numbers) in the place of settings.limit."""
     from lm_eval import evaluator
 
-    # What it adds of the environment takes pip two seconds each time; run.json has it already.
-    with mock.patch.object(evaluator, "add_env_info"):
+    with no_environment_probe():
         return evaluator.simple_evaluate(
             lm, tasks=tasks, task_manager=manager, num_fewshot=settings.num_fewshot,
             limit=settings.limit if documents is None else None, samples=documents,

@@ -9,9 +9,9 @@ from datasets import Dataset, load_dataset
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
-from lm_eval.tasks._yaml_loader import load_yaml
 
 from llmhalluc.data.manager import READERS
+from llmhalluc.eval.lm_eval_patches import task_config
 from llmhalluc.extras.constant import TASKS
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.eval_args import EvalArguments
@@ -64,7 +64,7 @@ def _with_local_files(manager: TaskManager, name: str, settings: EvalArguments) 
     """The task's own configuration with its data set, its few-shot examples, or both read from local files."""
     entry = manager.task_index.get(name)
     path = entry.yaml_path if entry else Path(name)
-    task = load_yaml(path)
+    task = task_config(path)
     if "task" not in task or not isinstance(task["task"], str) or "class" in task:
         raise UserError(f"eval.tasks names {name}, a group or a Python class: local files replace the data of one task")
     fewshot = {**(task.get("fewshot_config") or {})}

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from typing import Any, get_type_hints
 
 from llmhalluc.decoding.operators import Operator, make_operator
+from llmhalluc.eval.lm_eval_patches import generation_options
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.checks import key_problem
 from llmhalluc.hparams.gen_args import GenArguments
@@ -33,10 +34,7 @@ class Variant:
         Names of `gen` may stand in generation_kwargs (a task's, or --gen_kwargs of the harness); names that
         neither side knows are ignored with a warning. do_sample=False is temperature 0.
         """
-        from lm_eval.models.utils import normalize_gen_kwargs
-
-        task = normalize_gen_kwargs(generation_kwargs, self.options.max_new_tokens)
-        task["max_new_tokens"] = task.pop("max_gen_toks")
+        task = generation_options(generation_kwargs, self.options.max_new_tokens)
         if task.pop("do_sample"):
             task.setdefault("temperature", 1.0)
         stop = dict.fromkeys([*self.options.stop, *task.pop("until")])

@@ -8,10 +8,10 @@ import inspect
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.masking_utils import find_packed_sequence_indices
 
 from llmhalluc.backtrack import layout
 from llmhalluc.extras.errors import UserError
+from llmhalluc.models.transformers_patches import attention_kernel, is_recurrent
 
 # Layers whose attention takes a mask of ours; the windows of the last two are checked against the text.
 MASKABLE_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -51,7 +51,7 @@ def check_architecture(
     window = attention_window(config)
     if others := sorted(_layer_types(config) - MASKABLE_LAYERS):
         reason = f"has {', '.join(others)} layers, which mix rows without a mask"
-    elif model_class is not None and model_class._is_stateful:
+    elif model_class is not None and is_recurrent(model_class):
         reason = "carries a recurrent state, from which no row can be taken back"
     elif getattr(config, "alibi", False) or (model_class is not None and not _takes_positions(model_class)):
         reason = "takes no position_ids, so that no token can take the place of an erased one"
@@ -129,7 +129,7 @@ def _feed_layout(decoder: PreTrainedModel, args: tuple, kwargs: dict) -> tuple[t
 
 def _mask(decoder: PreTrainedModel, visible_until: torch.Tensor) -> torch.Tensor | BlockMask:
     """`visible_until` (B, T) in the form that the decoder's attention kernel takes."""
-    kernel = decoder.config.get_text_config()._attn_implementation
+    kernel = attention_kernel(decoder.config.get_text_config())
     if kernel == "flex_attention":
         return visible_block_mask(visible_until)
     visible = visible_mask(visible_until)
@@ -140,7 +140,7 @@ def _mask(decoder: PreTrainedModel, visible_until: torch.Tensor) -> torch.Tensor
 
 
 def _lay_out(kwargs: dict, context: str, backtrack_id: int | None) -> torch.Tensor | None:
-    """Put the layout of the ids in place of `input_ids` and `position_ids`; answer `visible_until` (B, T).
+    """Put the layout of the ids in place of `input_ids` and `position_ids`; return `visible_until` (B, T).
 
     Rows that `attention_mask` (B, T) leaves out are padding, on either side: they see only themselves. None
     where no layout is due. Raises UserError for packed rows, whose documents the ids do not tell apart.
@@ -151,7 +151,7 @@ def _lay_out(kwargs: dict, context: str, backtrack_id: int | None) -> torch.Tens
     has_own_mask = mask is not None and not (isinstance(mask, torch.Tensor) and mask.ndim == 2)
     if has_own_mask or not (ids_BT == backtrack_id).any():
         return None
-    if mask is None and positions is not None and find_packed_sequence_indices(positions) is not None:
+    if mask is None and positions is not None and (positions.diff(dim=1) != 1).any():
         raise UserError(
             f"position_ids start anew within a row, as in packed batches; with backtrack.context {context!r} "
             "pack with llmhalluc.data.collator, which adds visible_until"

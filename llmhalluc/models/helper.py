@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from llmhalluc.extras import constant
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.models.transformers_patches import forget_quantization
 
 
 def resolve(args: ModelArguments) -> ModelArguments:
@@ -160,9 +161,7 @@ def _converted(gguf: Path, dtype: torch.dtype) -> Path:
             model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=dtype, **where)
         except ValueError as error:
             raise UserError(f"model.gguf_file is {gguf}, which cannot be converted: {one_line(error)}") from error
-        # The weights are plain by now, yet save_pretrained refuses what still calls itself quantised.
-        del model.config.quantization_config
-        model.hf_quantizer = None
+        forget_quantization(model)
         model.save_pretrained(made)
         AutoTokenizer.from_pretrained(str(gguf.parent), **where).save_pretrained(made)
         try:

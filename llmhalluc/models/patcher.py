@@ -7,7 +7,7 @@ from llmhalluc.extras.errors import UserError
 
 
 def add_token(tokenizer: PreTrainedTokenizerBase, token: str | None = None) -> int:
-    """Make `token` (none: the one of the tokenizer's family) a special token; answer its id.
+    """Make `token` (none: the one of the tokenizer's family) a special token; return its id.
 
     Llama 3 has reserved tokens and keeps its vocabulary; the others grow by one. Raises as `token_id`.
     """

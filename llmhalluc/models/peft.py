@@ -14,12 +14,12 @@ from peft import (
     set_peft_model_state_dict,
 )
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
 from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.run_folder import write_json
 from llmhalluc.hparams.model_args import ModelArguments
 from llmhalluc.models.helper import ship_generate
+from llmhalluc.models.transformers_patches import has_4bit_conv1d
 
 # Beside the adapter: what config.backtrack says, and whether the weights below the adapter are in 4 bits.
 RECORD = "backtrack.json"
@@ -52,7 +52,7 @@ def add_adapter(
             f"model.finetuning is {args.finetuning!r}, but model.from_config makes fresh weights, which an "
             "adapter would leave random: use full"
         )
-    if any(getattr(module, "source_cls", None) is Conv1D for module in model.modules()):
+    if has_4bit_conv1d(model):
         raise UserError(
             f"model.finetuning is 'qlora', but {model.config.model_type} has transposed weights (Conv1D), "
             "which cannot be merged from 4 bits: use lora"

@@ -31,12 +31,12 @@ class PatchedTrainer(Trainer):
         return super()._get_train_sampler(train_dataset) if self.sampler is None else self.sampler
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Call `before_checkpoint` first: a callback comes when older checkpoints are deleted and this one looks whole."""
+        """Call `before_checkpoint` first: callbacks come when this one looks whole and older ones are deleted."""
         self.before_checkpoint(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"))
         super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Call `after_weights` where weights are written: the public `save_model` pushes to the hub before it returns."""
+        """Call `after_weights` where weights are written: `save_model` has pushed to the hub before it returns."""
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             self.after_weights(Path(output_dir or self.args.output_dir))
@@ -172,7 +172,7 @@ def whole_weights(trainer: Any) -> contextlib.AbstractContextManager:
 
 
 def vllm_completions(trainer: Any, prompts: list[list[int]], size: int) -> tuple[list[list[int]], Any]:
-    """Completions and their log-probabilities by TRL's vLLM, `size` a group: a `rollout_func` has no other way to it."""
+    """Completions and log-probabilities by TRL's vLLM, `size` a group: a `rollout_func` has no other way to it."""
     return trainer._generate_single_turn(prompts, None, {}, size)
 
 

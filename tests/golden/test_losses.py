@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from llmhalluc.hparams.parser import build
-from llmhalluc.train.executors import EXECUTORS
+from llmhalluc.train.executors import executor_of
 from tests.golden import compare, configs
 
 NAME = "losses"
@@ -29,7 +29,7 @@ def train(config: configs.Config) -> dict[str, Any]:
     """Train, and read what train.json says."""
     folder = Path(config["train"]["output_dir"])
     built = build(config)
-    EXECUTORS[built.train.stage](built).run()
+    executor_of(built.train.stage)(built).run()
     return json.loads((folder / "train.json").read_text(encoding="utf-8"))
 
 
