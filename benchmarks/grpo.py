@@ -73,7 +73,9 @@ def measure(name: str, config: dict[str, Any], rounds: int, steps: int) -> None:
             for way in ("ours", "generate"):
                 start = time.perf_counter()
                 if way == "ours":
-                    done = rollout(run, run.rules, prompts)["completion_ids"]
+                    done = rollout(run, (run.settings if hasattr(run, "settings") else run.rules), prompts)[
+                        "completion_ids"
+                    ]
                 else:
                     ids = [run.problems[prompt].prompt_ids for prompt in prompts]
                     done, _ = run._generate_single_turn(ids, None, {}, size)

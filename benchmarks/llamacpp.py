@@ -13,8 +13,10 @@ import time
 
 import torch
 
-from llmhalluc.decoding import engine, llamacpp
+from llmhalluc.decoding import llamacpp
+from llmhalluc.decoding.engine import decode
 from llmhalluc.decoding.operators import ProbabilityThreshold
+from llmhalluc.decoding.sequence import Spec
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.hparams.model_args import ModelArguments
 from llmhalluc.models.loader import load
@@ -59,13 +61,13 @@ def main() -> None:
                 ids = [int(quantised.last_logits().argmax())]
 
     for name, operator in (("no operator", None), ("ProbabilityThreshold()", ProbabilityThreshold())):
-        how = dict(eos_ids=[], backtrack_id=None, context="soft", operator=operator)
+        spec = Spec(GenArguments(max_new_tokens=n), [], None, "soft", operator=operator)
 
-        def torch_side(how=how):
-            return engine.decode(model, prompts, GenArguments(max_new_tokens=n), batch_size=1, **how)
+        def torch_side(spec=spec):
+            return decode(model, prompts, spec, batch_size=1)
 
-        def llama_side(how=how):
-            return llamacpp.decode(quantised, prompts, GenArguments(max_new_tokens=n), **how)
+        def llama_side(spec=spec):
+            return decode(quantised, prompts, spec)
 
         sides = (torch_side, llama_side) if operator else (torch_side, llama_side, bare)
         for side in sides:

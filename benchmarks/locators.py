@@ -214,20 +214,19 @@ def small_model():
 def estimate(records: Sequence[dict[str, Any]]) -> Estimate:
     """Values of prefixes by a small model: `ROLLOUTS` samples of `NEW_TOKENS` tokens, by their answers."""
     from llmhalluc.decoding.engine import decode
+    from llmhalluc.decoding.sequence import Spec
     from llmhalluc.hparams.gen_args import GenArguments
 
     model, tokenizer, _, context = small_model()
     options = GenArguments(max_new_tokens=NEW_TOKENS, temperature=0.7)
+    spec = Spec(options, [tokenizer.eos_token_id], None, context, tokenizer)
 
     def shares(prefixes: list[tuple[int, int]]) -> list[float]:
         texts = [PROMPT.format(records[i]["input"]) + "".join(f"{s}\n" for s in records[i]["steps"][:n])
                  for i, n in prefixes]  # fmt: skip
         prompts = [ids for ids in tokenizer(texts)["input_ids"] for _ in range(ROLLOUTS)]
         keys = [f"{i}-{n}-{k}" for i, n in prefixes for k in range(ROLLOUTS)]
-        traces = decode(
-            model, prompts, options, eos_ids=[tokenizer.eos_token_id], backtrack_id=None, context=context,
-            tokenizer=tokenizer, batch_size=32, keys=keys,
-        )  # fmt: skip
+        traces = decode(model, prompts, spec, keys=keys, batch_size=32)
         right = []
         for key, trace in zip(keys, traces, strict=True):
             said = (

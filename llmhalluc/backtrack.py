@@ -5,12 +5,15 @@ BACKTRACK in the completion erases the nearest surviving token of the completion
 does nothing where nothing is left. docs/architecture.md draws the three contexts.
 """
 
+import math
 from collections.abc import Sequence
+from copy import copy
 from typing import NamedTuple
 
 CONTEXTS = ("soft", "block", "rewind")
 ERROR_LABELS = ("train", "mask", "redirect")
 IGNORE = -100
+BACKTRACK = "BACKTRACK"  # who erased, where no operator did
 
 
 class Layout(NamedTuple):
@@ -139,31 +142,47 @@ def labels(prompt_ids: Sequence[int], completion_ids: Sequence[int], backtrack_i
     return [IGNORE] * n_prompt + targets
 
 
+class Erased(NamedTuple):
+    """The token at index `token` was erased when `at` tokens had been emitted, by "BACKTRACK" or an operator."""
+
+    token: int
+    at: int
+    source: str
+
+
+def erasures(
+    token_ids: Sequence[int], backtrack_id: int | None, events: Sequence[tuple[int, int, str]] = ()
+) -> list[Erased]:
+    """Which BACKTRACK, or which operator, erased which token, in order: `a b BT c` -> `[(1, 3, "BACKTRACK")]`.
+
+    `events` are those of a decoded trace: (tokens emitted by then, tokens erased, source). Those by BACKTRACK stand in
+    the ids already and are passed over.
+    """
+    stack: list[int] = []
+    found: list[Erased] = []
+    wishes = [event for event in events if event[2] != BACKTRACK]
+    for i, token in enumerate(token_ids):
+        if token != backtrack_id:
+            stack.append(i)
+        elif stack:
+            found.append(Erased(stack.pop(), i + 1, BACKTRACK))
+        while wishes and wishes[0][0] == i + 1:
+            _, n, source = wishes.pop(0)
+            found += [Erased(stack.pop(), i + 1, source) for _ in range(n)]
+    return found
+
+
 def unoffered(
     completion_ids: Sequence[int], backtrack_id: int, ban_erased: bool, max_erasures: int, n_vocabulary: int
 ) -> list[list[int]]:
-    """For each token of a completion, the ids that decoding did not offer in its place.
+    """For each token of a completion, the ids that decoding did not offer in its place: what a `Tape` bans there.
 
-    These are BACKTRACK where nothing is left to erase or `max_erasures` are spent and, with `ban_erased`, what was
-    erased at that very place while the prefix before it stands; bans that would leave none of `n_vocabulary` ids
-    are lifted. `a BT b` -> `[[BT], [], [BT, a]]`.
+    `a BT b` -> `[[BT], [], [BT, a]]`.
     """
-    surviving: list[int] = []
-    bans: dict[int, dict[int, None]] = {}  # number of surviving tokens before a place -> ids erased there
-    erased, found = 0, []
+    tape, found = Tape([], backtrack_id, "soft", ban_erased, max_erasures), []
     for token in completion_ids:
-        place = len(surviving)
-        closed = not place or erased >= max_erasures
-        banned = bans.get(place, ())
-        found.append([backtrack_id] * closed + [*banned] * (len(banned) + closed < n_vocabulary))
-        if token != backtrack_id:
-            surviving.append(token)
-        elif place:
-            bans.pop(place, None)
-            if ban_erased:
-                bans.setdefault(place - 1, {})[surviving[-1]] = None
-            surviving.pop()
-            erased += 1
+        found.append(list(tape.penalties_here(n_vocabulary)))
+        tape.feed(token)
     return found
 
 
@@ -178,45 +197,100 @@ def _plain_runs(token_ids: Sequence[int], backtrack_id: int):
 
 
 class Tape:
-    """`layout`, one emitted token at a time, for a cache in which a token at position p lies in column p.
+    """`layout` and the bans of decoding, one token at a time, for a cache with the token of position p in column p.
 
-    `columns` holds the ids that the newest row sees, itself included, by position; `surviving` the completion ids
-    that stand; `erased` counts them. Raises as `layout` does.
+    columns: the ids that the newest row sees, itself included, by position. surviving: the completion ids that stand.
+    erased: how many BACKTRACK has erased. penalties: for the number of surviving tokens before a place, what is added
+    to the logits of ids there, for as long as these tokens stand; with `ban_erased` a BACKTRACK bans what it erases.
+    Raises ValueError as `layout` does.
     """
 
-    def __init__(self, prompt_ids: Sequence[int], backtrack_id: int | None, context: str):
+    def __init__(
+        self,
+        prompt_ids: Sequence[int],
+        backtrack_id: int | None,
+        context: str,
+        ban_erased: bool = False,
+        max_erasures: float = math.inf,
+    ):
         if context not in CONTEXTS:
             raise ValueError(f"context is {context!r}, expected one of {', '.join(CONTEXTS)}")
         self.backtrack_id, self.context = backtrack_id, context
+        self.ban_erased, self.max_erasures = ban_erased, max_erasures
         self.columns = list(prompt_ids)
         self.surviving: list[int] = []
         self.erased = 0
+        self.penalties: dict[int, dict[int, float]] = {}
         self._n_prompt = len(prompt_ids)
         self._positions: list[int] = []  # of the surviving tokens
 
+    def copy(self) -> "Tape":
+        """A tape that goes its own way from here."""
+        twin = copy(self)
+        twin.columns, twin.surviving, twin._positions = self.columns[:], self.surviving[:], self._positions[:]
+        twin.penalties = {place: dict(ids) for place, ids in self.penalties.items()}
+        return twin
+
     def feed(self, token: int) -> tuple[int, int]:
-        """Append `token`; answer the input id and the position of its row."""
+        """Append `token`; return the input id and the position of its row."""
+        columns = self.columns
         if token != self.backtrack_id:
             if self.context == "block":
-                del self.columns[self._n_prompt + len(self.surviving) :]
-            self._positions.append(len(self.columns))
+                del columns[self._n_prompt + len(self.surviving) :]
+            position = len(columns)
+            self._positions.append(position)
             self.surviving.append(token)
-            self.columns.append(token)
+            columns.append(token)
+            return token, position
+        if self.surviving:
+            self.erased += 1
+            ban = -math.inf if self.ban_erased else None
+            if self.context == "rewind":
+                return self.erase(1, ban)
+            self._forget(1, ban)
         elif self.context == "rewind":
-            return self.erase(min(1, len(self.surviving)))
-        else:
-            if self.surviving:
-                self.surviving.pop()
-                self._positions.pop()
-                self.erased += 1
-            self.columns.append(token)
-        return self.columns[-1], len(self.columns) - 1
+            return self.erase(0)
+        columns.append(token)
+        return token, len(columns) - 1
 
-    def erase(self, count: int) -> tuple[int, int]:
-        """Unwrite the last `count` surviving tokens and every row since; answer the row that is then the newest."""
+    def erase(self, count: int, penalty: float | None = None) -> tuple[int, int]:
+        """Unwrite the last `count` surviving tokens and every row since; return the row that is then the newest.
+
+        `penalty`, if any, is added to the logit of the first of them at its place.
+        """
         if count:
-            del self.columns[self._positions[-count] :], self._positions[-count:], self.surviving[-count:]
-            self.erased += count
+            del self.columns[self._positions[-count] :]
+            self._forget(count, penalty)
         if not self.columns:
             raise ValueError("rewind needs a token to feed again: the prompt is empty and so is the rest")
         return self.columns[-1], len(self.columns) - 1
+
+    def _forget(self, count: int, penalty: float | None) -> None:
+        place = len(self.surviving) - count
+        first = self.surviving[place]
+        del self.surviving[place:], self._positions[place:]
+        if self.penalties:
+            for later in [other for other in self.penalties if other > place]:
+                del self.penalties[later]
+        if penalty is not None:
+            here = self.penalties.setdefault(place, {})
+            here[first] = here.get(first, 0.0) + penalty
+
+    def nothing_to_add(self) -> bool:
+        """Whether every token, BACKTRACK too, is on offer as it is: a quick look before `penalties_here`."""
+        place = len(self.surviving)
+        offered = self.backtrack_id is None or (place > 0 and self.erased < self.max_erasures)
+        return offered and place not in self.penalties
+
+    def penalties_here(self, n_vocabulary: float) -> dict[int, float]:
+        """Ids and what is added to their logits at this place.
+
+        BACKTRACK is banned where nothing is left to erase or `max_erasures` are spent. Other bans are lifted where,
+        of `n_vocabulary` ids, none would be left: a text must end.
+        """
+        no_erasure = not self.surviving or self.erased >= self.max_erasures
+        closed = {self.backtrack_id: -math.inf} if self.backtrack_id is not None and no_erasure else {}
+        here = self.penalties.get(len(self.surviving), {})
+        if list(here.values()).count(-math.inf) + len(closed) >= n_vocabulary:
+            return closed
+        return closed | here

@@ -18,7 +18,7 @@ def main() -> int:
 
 
 def _main() -> None:
-    from llmhalluc.decoding.terminal import chat
+    from llmhalluc.chat.terminal import chat
 
     chat(sys.argv[1:])
 

@@ -13,13 +13,13 @@ import time
 import pytest
 from rich.console import Console
 
-from llmhalluc.decoding import terminal
+from llmhalluc.chat import terminal
+from llmhalluc.chat.terminal import COMMANDS, Session, Writing, chat
 from llmhalluc.decoding.generator import Generator
 from llmhalluc.decoding.operators import make_operator
 from llmhalluc.decoding.options import Settings, only_gguf, plain
 from llmhalluc.decoding.phrases import BannedPhrases
-from llmhalluc.decoding.rows import Erasure, Trace
-from llmhalluc.decoding.terminal import COMMANDS, Session, Writing, chat
+from llmhalluc.decoding.sequence import Erasure, Trace
 from llmhalluc.extras.constant import REPOSITORY
 from llmhalluc.extras.errors import UserError
 from tests.decoding.bpe import byte_tokenizer

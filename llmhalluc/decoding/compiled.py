@@ -1,7 +1,7 @@
 """The forward of a step, compiled by torch: always the same shapes, on a GPU replayed as a CUDA graph.
 
-Every slot is fed a token, those without a row one that nobody looks at, and the cache has columns to spare, so that
-a model is compiled once for each number of slots and of columns. Shapes: B rows, S slots, V vocabulary.
+Every slot is fed a token, those without a sequence one that nobody looks at, and the cache has columns to spare, so
+that a model is compiled once for each number of slots and of columns. Shapes: B sequences, S slots, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -11,29 +11,38 @@ from torch._dynamo import config, mark_static_address
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from transformers import PreTrainedModel
 
-from llmhalluc.decoding.cache import SlotCache
-from llmhalluc.decoding.forward import Forward
+from llmhalluc.decoding.backend import SlotCache, TorchBackend, TorchSlots
+from llmhalluc.decoding.sequence import Output
 from llmhalluc.extras.errors import UserError
 
 MOST_SIZES = 64  # numbers of (slots, columns) that one process may compile a model for; torch's own limit is 8
 
 
-class CompiledForward(Forward):
-    """`Forward` with a fixed cache; raises UserError for a model that torch cannot compile."""
+class CompiledSlots(TorchSlots):
+    """`TorchSlots` with a fixed cache; raises UserError for a model that torch cannot compile."""
 
-    def __init__(self, model: PreTrainedModel, slots: int):
-        if not isinstance(model, torch.nn.Module):
-            raise UserError("gen.compile is true, but only models of torch can be compiled: set it to false")
-        super().__init__(model, slots, fixed=True)
-        self.ids_S, self.positions_S = (torch.zeros(slots, dtype=torch.long, device=model.device) for _ in range(2))
-        mark_static_address(self.ids_S, guard=False)
-        mark_static_address(self.positions_S, guard=False)
-        self.compiled = _compiled(model, self.masks)
+    def __init__(self, backend: TorchBackend):
+        super().__init__(backend, fixed=True)
+        self.compiled = _compiled(self.model, self.masks)
+        self.ids_S = self.positions_S = torch.zeros(0, dtype=torch.long)
+
+    def reserve(self, slots: int) -> None:
+        super().reserve(slots)
+        if len(self.ids_S) < self.cache.slots:
+            size, device = self.cache.slots, self.model.device
+            self.ids_S, self.positions_S = (torch.zeros(size, dtype=torch.long, device=device) for _ in range(2))
+            mark_static_address(self.ids_S, guard=False)
+            mark_static_address(self.positions_S, guard=False)
+
+    def step(self, feeds: list[tuple[int, int]], layers: tuple[str, ...]) -> Output:
+        if layers:
+            raise UserError("gen.compile is true, but hidden states are asked for, which need hooks: set it to false")
+        return super().step(feeds, ())
 
     def logits(self, feeds: list[tuple[int, int]]) -> torch.Tensor:
-        """As `Forward.logits`; a slot without a row writes into column 0, which its next prompt overwrites."""
+        """As `TorchSlots.logits`; a slot without a sequence writes into column 0, which its next prompt overwrites."""
         if not self.cache.layers:  # prompts of one token each: nothing was prefilled, and the cache has no tensors yet
-            self.fill(0, 0, [[feeds[0][0]]])
+            self._forward(0, 0, torch.tensor([[feeds[0][0]]], device=self.model.device))
         feeds_2S = torch.tensor(feeds + [(0, 0)] * (self.cache.slots - len(feeds))).T
         self.ids_S.copy_(feeds_2S[0])
         self.positions_S.copy_(feeds_2S[1])
@@ -47,7 +56,7 @@ class CompiledForward(Forward):
             raise UserError(
                 f"gen.compile is true, but torch cannot compile {type(self.model).__name__} ({reason}): set it to false"
             ) from error
-        return logits_SV[: len(feeds)].clone()  # rows keep logits, and the next replay of a CUDA graph overwrites them
+        return logits_SV[: len(feeds)].clone()  # logits are kept, and the next replay of a CUDA graph overwrites them
 
 
 def _compiled(model: PreTrainedModel, masks: Callable) -> Callable[[torch.Tensor, SlotCache], torch.Tensor]:

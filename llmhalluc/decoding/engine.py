@@ -1,206 +1,248 @@
-"""Continuous batching with erasures: rows erase on their own, finished rows leave, waiting prompts enter.
+"""Continuous batching with erasures: sequences erase on their own, finished ones leave, others enter at any time.
 
 An erasure is one mechanism, whether the learned BACKTRACK asks for it or an operator (operators.py). What a token
-means to the cache is `backtrack.Tape`'s to say; a token at position p lies in column p (cache.py), so that erasing
-moves nothing. Shapes: B rows decoding, W columns that the longest of them fills, V vocabulary.
+means to the cache is `backtrack.Tape`'s to say; the cache is a backend's (backend.py).
 """
 
-import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmhalluc.decoding.emit import Rules, check_prompts, end, new_row, trace_of, write
-from llmhalluc.decoding.forward import Forward
-from llmhalluc.decoding.operators import Operator
-from llmhalluc.decoding.rows import Event, Row, Step, Trace
-from llmhalluc.decoding.sampling import budget, choose
-from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.decoding.backend import PREFILL_TOKENS, Backend, backend_of
+from llmhalluc.decoding.prefix import plan
+from llmhalluc.decoding.sampling import logprobs_of, sample
+from llmhalluc.decoding.sequence import Event, Output, Sequence, Spec, Trace, check_prompts
+from llmhalluc.decoding.wishes import grant_wishes, leave_dead_ends
+from llmhalluc.extras.errors import UserError
 
-KEPT_PLACES = 4  # places whose logits a row keeps, so that erasing back to them costs no forward
+REVISITED = 4  # places whose logits a sequence keeps, so that erasing back to them costs no forward
+
+
+class Engine:
+    """Decodes any number of sequences at once; one engine, one cache.
+
+    What a sequence samples depends on its key and the seed, not on its neighbours: in 16-bit arithmetic as far as
+    the matrix product does not either. Raises UserError for a model that cannot decode so.
+    """
+
+    def __init__(self, backend: Backend, spec: Spec):
+        self.backend, self.spec = backend, spec
+        self.slots = backend.open(spec.options.compile)
+        self.running: list[Sequence] = []  # each in the slot of its number
+        self.waiting: list[Sequence] = []  # not in the cache yet
+        self._sampler = spec.sampler or sample
+        rewinds = spec.context == "rewind" and spec.erase_id is not None
+        self._keeps_outputs = spec.operator is not None or rewinds
+        self._count = 0
+
+    def add(self, prompt_ids: list[int], key: str | None = None, limit: int | None = None) -> Sequence:
+        """A new sequence, of at most `limit` emitted tokens; it runs from the next step on.
+
+        It draws from the stream that `key` (default: its number) and the seed name. Of its prompt the next step
+        computes what does not stand in the cache. Raises ValueError for an empty prompt or stop strings without a
+        tokenizer, UserError for a text that may outgrow what the backend can feed.
+        """
+        check_prompts([prompt_ids], self.spec)
+        limit = self.spec.options.max_new_tokens if limit is None else limit
+        window = self.backend.window
+        if self.backend.hard_window and len(prompt_ids) + limit > window:
+            raise UserError(
+                f"a prompt of {len(prompt_ids)} tokens and gen.max_new_tokens {limit} do not fit into the window of "
+                f"{window} tokens: shorten it, or load the model with a larger n_ctx if it has one"
+            )
+        sequence = Sequence.begin(self.spec, self._next(), prompt_ids, key, limit)
+        self.waiting.append(sequence)
+        return sequence
+
+    @torch.inference_mode()
+    def fork(self, sequence: Sequence, key: str | None = None) -> Sequence:
+        """A twin with a copy of all that the sequence has: cache, kept logits, bans, operators' state, text, counts.
+
+        It computes nothing, and draws from the beginning of the stream that its own key names: as a sequence of that
+        key would after the same prompt with the same text dictated. Raises ValueError for a sequence that has ended.
+        """
+        twin = sequence.fork(self.spec, self._next(), key)
+        if sequence in self.waiting:
+            self.waiting.append(twin)
+        else:
+            self.slots.reserve(len(self.running) + 1)
+            self.slots.copy([self._slot(sequence)], [len(self.running)], len(sequence.tape.columns))
+            self.running.append(twin)
+        return twin
+
+    @torch.inference_mode()
+    def drop(self, sequence: Sequence) -> None:
+        """Forget a sequence that has not ended. Raises ValueError for one that has."""
+        if sequence in self.waiting:
+            self.waiting.remove(sequence)
+        else:
+            self._release([self._slot(sequence)])
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """One forward and a token for every sequence; what was added, erased and ended. Nothing runs: no event.
+
+        A sequence ends at an id of `eos_ids`, at a stop string in its surviving text, or after `limit` emitted tokens,
+        those that an operator erased not counted. BACKTRACK is offered only where it has something to erase and the
+        budget `options.max_erasures` lasts (none: half of the limit); with `options.ban_erased` an erased token is not
+        offered again at its place while its prefix stands. The operator is asked after every
+        `options.backtrack_every_n` emitted tokens and before a sequence ends, and has a budget of as many erasures
+        again. Sequences that go back to a place with kept logits sample again at once.
+        """
+        if self.waiting:
+            self._fill()
+        events: list[Event] = []
+        todo = self.running
+        if not todo:
+            return events
+        output = self.slots.step([sequence.feed for sequence in todo], self.spec.layers)
+        for i, sequence in enumerate(todo):
+            sequence.forward_passes += 1
+            if self._keeps_outputs:
+                _keep(sequence, output, i)
+        while todo:
+            if self.spec.operator is not None and leave_dead_ends(self.spec, todo, output.logits_BV.shape[1], events):
+                todo, output = _back_at_kept_places(todo)
+                continue
+            self._write(todo, output, events)
+            todo, output = _back_at_kept_places(todo) if self._keeps_outputs else ([], output)
+        ended = [i for i, sequence in enumerate(self.running) if sequence.finish_reason]
+        if ended:
+            for i in ended:
+                events.append(Event(self.running[i], "end", self.running[i].trace(self.spec.tokenizer)))
+            self._release(ended)
+        return events
+
+    def _write(self, sequences: list[Sequence], output: Output, events: list[Event]) -> None:
+        """Sample a token for each sequence, or take an operator's, and let the operator judge it."""
+        spec, erase_id = self.spec, self.spec.erase_id
+        tokens = self._sampler(output.logits_BV, sequences, spec)
+        sampled = [not sequence.replacement_ids for sequence in sequences]
+        if not all(sampled):
+            tokens = [
+                token if is_sampled else sequence.replacement_ids[0]
+                for sequence, token, is_sampled in zip(sequences, tokens, sampled, strict=True)
+            ]
+        logprobs = logprobs_of(output.logits_BV, tokens)
+        for i, (sequence, token, logprob) in enumerate(zip(sequences, tokens, logprobs, strict=True)):
+            if output.hidden:
+                sequence.hidden = {name: states_BH[i] for name, states_BH in output.hidden.items()}
+            if sequence.append(token, logprob, erase_id):
+                events.append(Event(sequence, "erase", 1))
+            elif token != erase_id:
+                events.append(Event(sequence, "add", token))
+            sequence.end(spec)
+        if spec.operator is not None:
+            grant_wishes(spec, sequences, sampled, output, events)
+
+    def _fill(self) -> None:
+        """Put the waiting sequences into the cache: what stands there is copied, the rest is computed."""
+        fillings = plan(self.waiting, self.running)
+        self.waiting = []
+        slots = {sequence: slot for slot, sequence in enumerate(self.running)}
+        for filling in fillings:
+            slots[filling.sequence] = len(slots)
+            filling.sequence.forward_passes += -(-len(filling.ids) // PREFILL_TOKENS)
+        self.slots.reserve(len(slots))
+        for (_, start), group in groupby(fillings, key=lambda filling: (filling.round, filling.start)):
+            together = list(group)
+            targets = [slots[filling.sequence] for filling in together]
+            if start:
+                self.slots.copy([slots[filling.source] for filling in together], targets, start)
+            self.slots.fill(targets[0], start, [list(filling.ids[start:]) for filling in together])
+        self.running = list(slots)
+
+    def _release(self, gone: list[int]) -> None:
+        """Free slots; the last sequences move into the gaps."""
+        left = len(self.running) - len(gone)
+        gaps = [slot for slot in gone if slot < left]
+        moving = sorted(set(range(left, len(self.running))) - set(gone))
+        if moving:
+            self.slots.copy(moving, gaps, max(len(self.running[slot].tape.columns) for slot in moving))
+        for gap, slot in zip(gaps, moving, strict=True):
+            self.running[gap] = self.running[slot]
+        self.running = self.running[:left]
+
+    def _slot(self, sequence: Sequence) -> int:
+        if sequence not in self.running:
+            raise ValueError(f"sequence {sequence.key} is not in the engine, or has ended")
+        return self.running.index(sequence)
+
+    def _next(self) -> int:
+        self._count += 1
+        return self._count - 1
 
 
 def decode(
-    model: PreTrainedModel,
-    prompts: Sequence[list[int]],
-    options: GenArguments,
+    model_or_backend: Any,
+    prompts: list[list[int]],
+    spec: Spec,
     *,
-    eos_ids: Sequence[int],
-    backtrack_id: int | None,
-    context: str,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    keys: list[str] | None = None,
+    limits: list[int] | None = None,
     batch_size: int = 64,
     on_finish: Callable[[int, Trace], None] | None = None,
-    keys: Sequence[str] | None = None,
-    operator: Operator | None = None,
-    limits: Sequence[int] | None = None,
 ) -> list[Trace]:
-    """Complete every prompt; the answers stand in the order of `prompts`. Arguments and errors as `stream`.
+    """Complete every prompt; the traces stand in the order of `prompts`. Arguments and errors as `stream`.
 
     on_finish(i, trace) is called as each prompt ends.
     """
-    traces: list[Trace] = [None] * len(prompts)  # type: ignore[list-item]  # each is set when its row ends
-    for index, kind, trace in stream(
-        model, prompts, options, eos_ids=eos_ids, backtrack_id=backtrack_id, context=context, tokenizer=tokenizer,
-        batch_size=batch_size, keys=keys, operator=operator, limits=limits,
-    ):  # fmt: skip
+    traces: list[Trace] = [None] * len(prompts)  # type: ignore[list-item]  # each is set when its sequence ends
+    for number, kind, trace in stream(model_or_backend, prompts, spec, keys=keys, limits=limits, batch_size=batch_size):
         if kind == "end":
-            traces[index] = trace
+            traces[number] = trace
             if on_finish is not None:
-                on_finish(index, trace)
+                on_finish(number, trace)
     return traces
 
 
-@torch.inference_mode()
 def stream(
-    model: PreTrainedModel,
-    prompts: Sequence[list[int]],
-    options: GenArguments,
+    model_or_backend: Any,
+    prompts: list[list[int]],
+    spec: Spec,
     *,
-    eos_ids: Sequence[int],
-    backtrack_id: int | None,
-    context: str,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    keys: list[str] | None = None,
+    limits: list[int] | None = None,
     batch_size: int = 64,
-    keys: Sequence[str] | None = None,
-    operator: Operator | None = None,
-    limits: Sequence[int] | None = None,
-) -> Iterator[Event]:
-    """Complete the prompts, `batch_size` at a time, and tell each token added, each erasure and each end (a Trace).
+) -> Iterator[tuple[int, str, Any]]:
+    """Complete the prompts, `batch_size` at a time: (number of the prompt, kind, value) of each event of a step.
 
-    A row ends at an id of `eos_ids`, at a stop string in its surviving text (needs `tokenizer`), or after
-    `options.max_new_tokens` emitted tokens (`limits`: a number for each prompt instead), those that an operator
-    erased not counted. BACKTRACK is offered only where it has something to erase and the budget
-    `options.max_erasures` lasts (none: half of the tokens that the row may emit); with `options.ban_erased` an erased
-    token is not offered again at its place while its prefix stands. `operator` is asked after every
-    `options.backtrack_every_n` emitted tokens and before a row ends, and has a budget of as many erasures again. A
-    prompt samples from its own stream, named by its key (default: its index) and `options.seed`, whatever its batch.
-    Raises ValueError for an empty prompt, UserError for a model whose layers keep more than keys and values, or that
-    torch cannot compile where `options.compile` asks for it.
+    A prompt draws from the stream named by its key (default: its number) and `options.seed`, whatever its batch;
+    `limits`: most tokens for each in the place of `options.max_new_tokens`. Raises as `Engine` and `Engine.add`.
     """
-    check_prompts(prompts, options, tokenizer)
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT works in its layers
-    rules = Rules(options, frozenset(eos_ids), backtrack_id, context, tokenizer)
-    # llama.cpp takes one row at a time, whatever was asked for.
-    forward = _forward(model, len(prompts), min(batch_size, getattr(model, "most_rows", batch_size)), options.compile)
-    slots = forward.cache.slots
-    keys = keys or [str(i) for i in range(len(prompts))]
+    check_prompts(prompts, spec)
+    backend = backend_of(model_or_backend)
+    engine = Engine(backend, spec)
+    most = min(batch_size, backend.most_slots or batch_size)
     # Long prompts first: neighbours share their length, and a lack of memory shows at once.
-    waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
-    rows: list[Row] = []
-    while waiting or rows:
-        if waiting and (not rows or slots - len(rows) >= max(1, slots // 8)):
-            new = [
-                new_row(rules, i, prompts[i], keys[i], limits[i] if limits else options.max_new_tokens)
-                for i in (waiting.popleft() for _ in range(min(slots - len(rows), len(waiting))))
-            ]
-            forward.prefill(len(rows), new)
-            rows += new
-        yield from _step(rules, operator, forward, rows)
-        if any(row.finish_reason for row in rows):
-            for row in rows:
-                if row.finish_reason:
-                    yield Event(row.index, "end", trace_of(row, tokenizer))
-            kept = [i for i, row in enumerate(rows) if not row.finish_reason]
-            forward.cache.select(kept)
-            rows = [rows[i] for i in kept]
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    waiting = deque(order)
+    while waiting or engine.running:
+        free = most - len(engine.running)
+        if free == most or free >= max(1, most // 8):
+            for i in (waiting.popleft() for _ in range(min(free, len(waiting)))):
+                engine.add(prompts[i], keys[i] if keys else str(i), limits[i] if limits else None)
+        for sequence, kind, value in engine.step():
+            yield order[sequence.index], kind, value
 
 
-def _forward(model: PreTrainedModel, n_prompts: int, batch_size: int, compiled: bool) -> Forward:
-    """The model and its cache of as many slots as can be used; compiled, of a power of two where it is fewer."""
-    if not compiled:
-        return Forward(model, min(batch_size, n_prompts))
-    from llmhalluc.decoding.compiled import CompiledForward  # torch's compiler takes a while to import
-
-    return CompiledForward(model, min(batch_size, 1 << (n_prompts - 1).bit_length()))
-
-
-def _step(rules: Rules, operator: Operator | None, forward: Forward, rows: list[Row]) -> list[Event]:
-    """One forward, and a token for every row; rows that go back to a place with kept logits sample again."""
-    logits_BV, events = forward.step(rows), []
-    rewinds = operator is not None or (rules.context == "rewind" and rules.erase_id is not None)
-    for i, row in enumerate(rows) if rewinds else ():
-        _keep(row, logits_BV[i])
-    todo = rows
-    while todo:
-        if operator is not None and _leave_dead_ends(rules, todo, logits_BV.shape[1], events):
-            todo = [row for row in todo if len(row.tape.columns) in row.kept]
-            if not todo:
-                break
-            logits_BV = torch.stack([row.kept[len(row.tape.columns)] for row in todo])
-        tokens, logprobs = choose(logits_BV, todo, rules.options, rules.erase_id, rules.backtrack_id)
-        sampled = [not row.forced for row in todo]
-        for row, token, logprob in zip(todo, tokens, logprobs, strict=True):
-            write(rules, row, token, logprob, events)
-            end(rules, row)
-        if operator is not None:
-            _ask(rules, operator, todo, sampled, logits_BV, events)
-        todo = [row for row in todo if not row.finish_reason and len(row.tape.columns) in row.kept]
-        if todo:
-            logits_BV = torch.stack([row.kept[len(row.tape.columns)] for row in todo])
-    return events
+def _keep(sequence: Sequence, output: Output, row: int) -> None:
+    """Remember the output of the place that the sequence is at; only that of the newest places is."""
+    here, outputs = len(sequence.tape.columns), sequence.outputs
+    for other in [place for place in outputs if place > here or place <= here - REVISITED]:
+        del outputs[other]
+    outputs[here] = (output, row)
 
 
-def _leave_dead_ends(rules: Rules, rows: list[Row], n_vocabulary: int, events: list[Event]) -> bool:
-    """Where an operator has had every token of a place banned, erase one deeper; whether any row did."""
-    left = False
-    for row in rows:
-        while (
-            (place := len(row.surviving))
-            and rules.erase_id is None  # else BACKTRACK is there to leave by
-            and row.rewound < budget(rules.options, row.limit)
-            and list(row.penalties.get(place, {}).values()).count(-math.inf)
-            >= n_vocabulary - (rules.backtrack_id is not None)
-        ):
-            row.erase(1, "dead end", -math.inf)
-            events.append(Event(row.index, "erase", 1))
-            left = True
-    return left
-
-
-def _keep(row: Row, logits_V: torch.Tensor) -> None:
-    """Remember the logits of the row's place; only the newest places are."""
-    here = len(row.tape.columns)
-    for other in [p for p in row.kept if p > here or p <= here - KEPT_PLACES]:
-        del row.kept[other]
-    row.kept[here] = logits_V
-
-
-def _ask(
-    rules: Rules, operator: Operator, todo: list[Row], sampled: list[bool], logits_BV: torch.Tensor,
-    events: list[Event],
-) -> None:  # fmt: skip
-    """Let the operator judge the tokens just sampled, and do what it wishes within the budget.
-
-    A row that is about to end is shown in any case, so that nothing which an operator forbids slips through.
-    """
-
-    def due(row: Row, sampled: bool) -> bool:
-        judged = sampled and row.completion_ids[-1] != rules.erase_id
-        on_turn = judged and len(row.completion_ids) % rules.options.backtrack_every_n == 0
-        return bool(row.surviving) and bool(on_turn or row.finish_reason)
-
-    asked = [i for i, row in enumerate(todo) if due(row, sampled[i])]
-    if not asked:
-        return
-    rows, logits_BV = [todo[i] for i in asked], logits_BV if len(asked) == len(todo) else logits_BV[asked]
-    for i, wish in operator(Step(rows, logits_BV)).items():
-        row, count = rows[i], min(wish.n, len(rows[i].surviving))
-        writes = wish.write and row.finish_reason != "length"
-        if count < 0:
-            raise ValueError(f"operator {wish.source} wishes to erase {wish.n} tokens")
-        if row.rewound + count <= budget(rules.options, row.limit) and (count or writes):
-            row.finish_reason = ""
-            if count:
-                row.erase(count, wish.source, wish.penalty)
-                events.append(Event(row.index, "erase", count))
-            row.forced.extend(wish.write)
-            row.writer = wish.source
-        elif wish.must and count:
-            row.erase(count, wish.source, 0.0)
-            events.append(Event(row.index, "erase", count))
-            row.finish_reason = "budget"
-            # The text has another end now: look again.
-            _ask(rules, operator, [row], [False], logits_BV[i : i + 1], events)
+def _back_at_kept_places(sequences: list[Sequence]) -> tuple[list[Sequence], Output]:
+    """Those that have gone back to a place whose output is kept, and these outputs."""
+    back = [s for s in sequences if not s.finish_reason and len(s.tape.columns) in s.outputs]
+    found = [sequence.outputs[len(sequence.tape.columns)] for sequence in back]
+    if not found:
+        return [], Output(torch.empty(0), {})
+    logits_BV = torch.stack([output.logits_BV[row] for output, row in found])
+    hidden = {name: torch.stack([output.hidden[name][row] for output, row in found]) for name in found[0][0].hidden}
+    return back, Output(logits_BV, hidden)

@@ -3,21 +3,21 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from llmhalluc.backtrack import CONTEXTS
+from llmhalluc.decoding.backend import TorchBackend, backend_of
 from llmhalluc.decoding.engine import decode, stream
 from llmhalluc.decoding.operators import Operator, make_operator
 from llmhalluc.decoding.options import generation_options, model_section
 from llmhalluc.decoding.phrases import BannedPhrases, Replace
-from llmhalluc.decoding.rows import Trace
+from llmhalluc.decoding.sequence import Spec, Trace
 from llmhalluc.decoding.streaming import TextEvent, TextStream
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.checks import key_problem
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.hparams.parser import build
 from llmhalluc.models.context import check_context
-from llmhalluc.models.helper import eos_ids
 from llmhalluc.models.loader import load
 
 TEXT_OPERATORS: dict[str, Callable[..., Operator]] = {"banned_phrases": BannedPhrases, "replace": Replace}
@@ -27,19 +27,21 @@ Prompt = str | list[int]  # text, or token ids that are taken as they are
 class Generator:
     """A model that completes text and takes back what it, or an operator, finds wrong.
 
-    A model of ours erases by its BACKTRACK token, in the context it was trained with, as its config says; any other
-    causal model erases where an operator asks for it.
+    Our models erase by their BACKTRACK token, in the context they were trained with, as their config says; any other
+    causal model, or backend of one, erases where an operator asks for it.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: str | None = None):
-        record = getattr(model.config, "backtrack", None)
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, context: str | None = None):
+        self.model, self.tokenizer, self.backend = model, tokenizer, backend_of(model)
+        record = self.backend.backtrack
         self.backtrack_id: int | None = record["token_id"] if record else None
         self.context: str = context or (record["context"] if record else "soft")
         if self.context not in CONTEXTS:
             raise UserError(f"context is {context!r}, expected one of {', '.join(CONTEXTS)}")
-        check_context(model.get_base_model() if hasattr(model, "get_base_model") else model, self.context)
-        self.eos_ids = eos_ids(model, tokenizer)
+        if isinstance(self.backend, TorchBackend):
+            check_context(self.backend.model, self.context)
+        ends = {*self.backend.eos_ids, tokenizer.eos_token_id}
+        self.eos_ids = sorted(i for i in ends if i is not None)
 
     @classmethod
     def from_pretrained(cls, name: str, context: str | None = None, **model_kwargs: Any) -> "Generator":
@@ -93,14 +95,7 @@ class Generator:
         if problem := key_problem("batch_size", batch_size, int, "eval.batch_size"):
             raise UserError(problem)
         prompts, options = self._prepare([prompt_or_prompts] if one else prompt_or_prompts, given)
-        traces = decode(
-            self.model,
-            prompts,
-            options,
-            batch_size=batch_size,
-            operator=self._operator(operator),
-            **self._about_model(),
-        )
+        traces = decode(self.backend, prompts, self._spec(options, operator), batch_size=batch_size)
         return traces[0] if one else traces
 
     def stream_events(
@@ -110,7 +105,7 @@ class Generator:
         if not _is_prompt(prompt):
             raise UserError("stream takes one prompt, a string, and got several: call it for each")
         (ids,), options = self._prepare([prompt], given)
-        return self._events(ids, options, self._operator(operator))
+        return self._events(ids, self._spec(options, operator))
 
     def operator(self, name: str, **parameters: Any) -> Operator:
         """The operator of this name; BannedPhrases and Replace get the tokenizer. Raises UserError as they do."""
@@ -125,14 +120,13 @@ class Generator:
             ids.pop()  # some tokenizers end every text with EOS
         return ids
 
-    def _about_model(self) -> dict[str, Any]:
-        names = ("eos_ids", "backtrack_id", "context", "tokenizer")
-        return {name: getattr(self, name) for name in names}
+    def _spec(self, options: GenArguments, operator: Operator | str | None) -> Spec:
+        return Spec(options, self.eos_ids, self.backtrack_id, self.context, self.tokenizer, self._operator(operator))
 
     def _prepare(self, prompts: Sequence[Any], given: dict[str, Any]) -> tuple[list[list[int]], GenArguments]:
         options = generation_options(given)
         ids, problems = [], []
-        window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        window = self.backend.window
         for i, prompt in enumerate(prompts):
             what = f"prompt {i}" if len(prompts) > 1 else "the prompt"
             if not _is_prompt(prompt) and prompt != []:
@@ -159,9 +153,9 @@ class Generator:
             raise UserError(f"operator is {given!r}, expected a name or a function of a Step")
         return given
 
-    def _events(self, ids: list[int], options: GenArguments, operator: Operator | None):
-        text = TextStream(self.tokenizer, options.stop)
-        for _, kind, value in stream(self.model, [ids], options, operator=operator, **self._about_model()):
+    def _events(self, ids: list[int], spec: Spec) -> Iterator[tuple[str, Any]]:
+        text = TextStream(self.tokenizer, spec.options.stop)
+        for _, kind, value in stream(self.backend, [ids], spec):
             if kind == "end":
                 yield from text.finish(value.text)
                 yield "end", value

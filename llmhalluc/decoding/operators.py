@@ -1,9 +1,9 @@
 """Rules that look at the token just sampled and say how many to erase; docs/decoding.md shows how to write one.
 
 Every probability is of the model's own distribution: the full softmax at temperature 1, before anything is scaled, cut
-or banned. An operator is any function from a `Step` to `{index of row: Erase}`; what it must remember of a text it
-derives from `row.surviving`, `row.logprobs` and `row.memo`, which are cut when the row erases and are new with each
-prompt. B rows, V vocabulary.
+or banned. An operator is any function from a `Step` to `{index of sequence: Erase}`; what it must remember of a text it
+derives from the sequence's `surviving`, `logprobs` and `operator_state`, which are cut as it erases, copied as it forks
+and new with each prompt. B sequences, V vocabulary.
 """
 
 import math
@@ -12,7 +12,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any
 
-from llmhalluc.decoding.rows import Erase, Row, Step
+from llmhalluc.decoding.sequence import Erase, Sequence, Step
 from llmhalluc.extras.errors import UserError
 
 Operator = Callable[[Step], dict[int, Erase]]
@@ -38,7 +38,7 @@ class Rule:
             raise UserError(*errors)
 
     def wishes(self, indices: Iterable[int], n: int | None = None) -> dict[int, Erase]:
-        """Erase in the rows of these indices."""
+        """Erase in the sequences of these indices."""
         source = _NAMES.get(type(self), type(self).__name__)
         return {i: Erase(n or self.erase, self.penalty, source=source) for i in indices}
 
@@ -59,7 +59,7 @@ class ProbabilityThreshold(Rule):
 
     def __call__(self, step: Step) -> dict[int, Erase]:
         least = math.log(self.minimum) if self.minimum > 0 else -math.inf
-        return self.wishes(i for i, row in enumerate(step.rows) if row.logprobs[-1] < least)
+        return self.wishes(i for i, sequence in enumerate(step.sequences) if sequence.logprobs[-1] < least)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class ProbabilityDrop(Rule):
         def falls(logprobs: list[float]) -> bool:
             return len(logprobs) > 1 and math.exp(logprobs[-1]) < (1 - self.maximum) * math.exp(logprobs[-2])
 
-        return self.wishes(i for i, row in enumerate(step.rows) if falls(row.logprobs))
+        return self.wishes(i for i, sequence in enumerate(step.sequences) if falls(sequence.logprobs))
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class ProbabilityTrend(Rule):
             mean = sum(map(math.exp, before)) / self.window
             return len(before) == self.window and math.exp(logprobs[-1]) < self.share * mean
 
-        return self.wishes(i for i, row in enumerate(step.rows) if falls(row.logprobs))
+        return self.wishes(i for i, sequence in enumerate(step.sequences) if falls(sequence.logprobs))
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Repetition(Rule):
         def repeats(ids: list[int]) -> bool:
             return ids[-1 - self.maximum :].count(ids[-1]) > self.maximum
 
-        return self.wishes(i for i, row in enumerate(step.rows) if repeats(row.surviving))
+        return self.wishes(i for i, sequence in enumerate(step.sequences) if repeats(sequence.surviving))
 
 
 @dataclass(frozen=True)
@@ -137,14 +137,14 @@ class NGramOverlap(Rule):
     n: int = _between(1, math.inf, 4)
 
     def __call__(self, step: Step) -> dict[int, Erase]:
-        return self.wishes(i for i, row in enumerate(step.rows) if self._seen(row))
+        return self.wishes(i for i, sequence in enumerate(step.sequences) if self._seen(sequence))
 
-    def _seen(self, row: Row) -> bool:
+    def _seen(self, sequence: Sequence) -> bool:
         """Whether the newest n-gram stands earlier; remembers, a token each, its n-gram and where each stands first.
 
         All entries share the one dict of first places; what an erasure has made stale in it is seen by comparing.
         """
-        ids, grams = row.surviving, row.memo.setdefault(self, [])
+        ids, grams = sequence.surviving, sequence.operator_state.setdefault(self, [])
         firsts: dict[tuple[int, ...], int] = grams[-1][1] if grams else {}
         for end in range(len(grams) + 1, len(ids) + 1):
             gram = tuple(ids[max(0, end - self.n) : end])
@@ -162,7 +162,7 @@ class LogitThreshold(Rule):
     minimum: float = _between(-math.inf, math.inf, -20.0)
 
     def __call__(self, step: Step) -> dict[int, Erase]:
-        newest = [row.surviving[-1] for row in step.rows]
+        newest = [sequence.surviving[-1] for sequence in step.sequences]
         return self.wishes(_true(step.logits_BV[range(len(newest)), newest] < self.minimum))
 
 
@@ -170,19 +170,19 @@ class LogitThreshold(Rule):
 class BacktrackToken(Rule):
     """Takes the token `token_id` for a backspace that leaves no row behind: it goes, and `erase` tokens before it.
 
-    For models whose vocabulary has such a token without a context they were trained in; models of ours need no
+    For models whose vocabulary has such a token without a context they were trained in; our models need no
     operator for theirs.
     """
 
     token_id: int = _between(0, math.inf)
 
     def __call__(self, step: Step) -> dict[int, Erase]:
-        rows = enumerate(step.rows)
-        return self.wishes((i for i, row in rows if row.surviving[-1] == self.token_id), 1 + self.erase)
+        found = (i for i, sequence in enumerate(step.sequences) if sequence.surviving[-1] == self.token_id)
+        return self.wishes(found, 1 + self.erase)
 
 
 class Chain:
-    """Asks several operators and grants each row one wish: a hard ban's first, then the one that erases most.
+    """Asks several operators and grants each sequence one wish: a hard ban's first, then the one that erases most.
 
     The first operator comes first among equals.
     """

@@ -1,9 +1,9 @@
 """Operators that read the surviving text: `BannedPhrases` keeps strings out of it, `Replace` writes others instead.
 
-What they know of a text lies in `row.memo`, an entry a surviving token, so that it rewinds with the row. The text is
-what the tokenizer makes of the surviving ids: a piece is what decoding a few ids more adds to it, so byte-level,
-sentencepiece and word-level tokenizers all come out right. Tokens that spell a character together make one group; its
-text is settled with the last one.
+What they know of a text lies in the sequence's `operator_state`, an entry a surviving token, so that it rewinds with
+the sequence. The text is what the tokenizer makes of the surviving ids: a piece is what decoding a few ids more adds to
+it, so byte-level, sentencepiece and word-level tokenizers all come out right. Tokens that spell a character together
+make one group; its text is settled with the last one.
 """
 
 import functools
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from llmhalluc.decoding.rows import Erase, Row, Step
+from llmhalluc.decoding.sequence import Erase, Sequence, Step
 from llmhalluc.extras.errors import UserError
 
 TAIL = 256  # most characters of a regular expression's match
@@ -27,8 +27,8 @@ class BannedPhrases:
 
     phrases are strings, found wherever they stand; patterns regular expressions, whose matches are at most TAIL
     characters long and count once another token has not undone them. Either may be a mapping to penalties of their
-    own. A penalty of -inf is a hard ban: the row ends rather than keep the phrase. A softer one is a nudge, given once
-    at a place: a phrase that comes all the same stands. Raises UserError for input that is of no use.
+    own. A penalty of -inf is a hard ban: the sequence ends rather than keep the phrase. A softer one is a nudge, given
+    once at a place: a phrase that comes all the same stands. Raises UserError for invalid input.
     """
 
     def __init__(
@@ -46,31 +46,31 @@ class BannedPhrases:
         self.reader = Reader(tokenizer, strings, str.casefold if ignore_case else str, special=False)
 
     def __call__(self, step: Step) -> dict[int, Erase]:
-        wishes = ((i, self._wish(row)) for i, row in enumerate(step.rows))
+        wishes = ((i, self._wish(sequence)) for i, sequence in enumerate(step.sequences))
         return {i: wish for i, wish in wishes if wish is not None}
 
-    def _wish(self, row: Row) -> Erase | None:
-        reader, n = self.reader, len(row.surviving)
-        found = [(reader.place(row, back)[0], penalty) for back, penalty in reader.read(row)]
+    def _wish(self, sequence: Sequence) -> Erase | None:
+        reader, n = self.reader, len(sequence.surviving)
+        found = [(reader.place(sequence, back)[0], penalty) for back, penalty in reader.read(sequence)]
         if self.patterns:
-            found += [(reader.place(row, back, str)[0], penalty) for back, penalty in self._matches(row)]
+            found += [(reader.place(sequence, back, str)[0], penalty) for back, penalty in self._matches(sequence)]
         if hard := [place for place, penalty in found if penalty == -math.inf]:
             return Erase(n - min(hard), must=True, source="banned_phrases")
         for place, penalty in sorted(found):
-            if row.surviving[place] not in row.penalties.get(place, {}):
+            if sequence.surviving[place] not in sequence.tape.penalties.get(place, {}):
                 return Erase(n - place, penalty, source="banned_phrases")
         return None
 
-    def _matches(self, row: Row) -> list[tuple[int, float]]:
+    def _matches(self, sequence: Sequence) -> list[tuple[int, float]]:
         """(characters from a match's beginning to the end of the text, its penalty)."""
-        text = self.reader.tail(row, TAIL + AROUND)
-        before = len(text) - len(row.memo[self.reader][-1].text)  # the end of the text one token ago
+        text = self.reader.tail(sequence, TAIL + AROUND)
+        before = len(text) - len(sequence.operator_state[self.reader][-1].text)  # the end of the text one token ago
         found = []
         for pattern, penalty in self.patterns:
             for match in pattern.finditer(text, max(0, len(text) - TAIL)):
                 start, end = match.span()
                 # A match at the very end may be undone by the next token (`\bcat\b` by "alog").
-                settled = end < len(text) or row.finish_reason or pattern.match(text, start, before)
+                settled = end < len(text) or sequence.finish_reason or pattern.match(text, start, before)
                 if start < end and settled:
                     found.append((len(text) - start, penalty))
         return found
@@ -82,7 +82,7 @@ class Replace:
     Where the text would end (eos) with fewer than `at_least` replacements the eos makes room for `write`: budget
     forcing, as in s1 (arXiv:2501.19393), is `Replace(tokenizer, "</think>", "Wait, but", at_least=n, at_most=n)`.
     Only sampled text is searched; a replacement that is erased no longer counts. `find` may hold special tokens.
-    Raises UserError for input that is of no use.
+    Raises UserError for invalid input.
     """
 
     def __init__(
@@ -109,32 +109,32 @@ class Replace:
         self.reader = Reader(tokenizer, {find: 0.0}, str, special, self.source)
 
     def __call__(self, step: Step) -> dict[int, Erase]:
-        wishes = ((i, self._wish(row)) for i, row in enumerate(step.rows))
+        wishes = ((i, self._wish(sequence)) for i, sequence in enumerate(step.sequences))
         return {i: wish for i, wish in wishes if wish is not None}
 
-    def _wish(self, row: Row) -> Erase | None:
-        found = self.reader.read(row)
-        done = row.memo[self.reader][-1].writes
+    def _wish(self, sequence: Sequence) -> Erase | None:
+        found = self.reader.read(sequence)
+        done = sequence.operator_state[self.reader][-1].writes
         if found and (self.at_most is None or done < self.at_most):
             back = max(back for back, _ in found)
-            place, skipped = self.reader.place(row, back)
-            text = self.reader.tail(row, back + skipped)
+            place, skipped = self.reader.place(sequence, back)
+            text = self.reader.tail(sequence, back + skipped)
             limit = -1 if self.at_most is None else 1
-            return self._instead(row, place, text[:skipped] + text[skipped:].replace(self.find, self.write, limit))
-        if row.finish_reason == "eos" and done < self.at_least:
-            return self._instead(row, len(row.surviving) - 1, self.write)
+            return self._instead(sequence, place, text[:skipped] + text[skipped:].replace(self.find, self.write, limit))
+        if sequence.finish_reason == "eos" and done < self.at_least:
+            return self._instead(sequence, len(sequence.surviving) - 1, self.write)
         return None
 
-    def _instead(self, row: Row, place: int, text: str) -> Erase:
+    def _instead(self, sequence: Sequence, place: int, text: str) -> Erase:
         """Erase from `place` on and write ids that add exactly `text`; the tokenizer's own where no way of ours does.
 
         A tokenizer that puts a space before all it encodes is asked about a text inside a line and without its space.
         """
-        before = tuple((row.prompt_ids[-4:] + row.surviving[:place])[-4:])
+        before = tuple((sequence.prompt_ids[-4:] + sequence.surviving[:place])[-4:])
         ids = functools.partial(self.tokenizer.encode, add_special_tokens=False)
         ways = [ids(text), ids("\n" + text)[len(ids("\n")) :], *([ids(text[1:])] if text.startswith(" ") else [])]
         write = next((way for way in ways if _added(self.tokenizer, True, before, tuple(way)) == text), ways[0])
-        return Erase(len(row.surviving) - place, 0.0, write, source=self.source)
+        return Erase(len(sequence.surviving) - place, 0.0, write, source=self.source)
 
 
 class _Entry(NamedTuple):
@@ -149,9 +149,9 @@ class _Entry(NamedTuple):
 
 
 class Reader:
-    """Follows the surviving text of rows, a token at a time, and finds strings in it.
+    """Follows the surviving text of sequences, a token at a time, and finds strings in it.
 
-    fold is applied to strings and text; special says whether special tokens are part of the text; with `writer` the
+    fold is applied to strings and text; special says whether special tokens are part of the text; with `source` the
     writes of that source are counted, and what any operator wrote is not searched.
     """
 
@@ -161,18 +161,18 @@ class Reader:
         strings: Mapping[str, float],
         fold: Callable[[str], str],
         special: bool,
-        writer: str = "",
+        source: str = "",
     ):
-        self.fold, self.writer = fold, writer
+        self.fold, self.source = fold, source
         folded: dict[str, float] = {}
         for string, penalty in strings.items():
             folded[fold(string)] = min(penalty, folded.get(fold(string), 0.0))
         self.automaton = Automaton(folded)
         self.added = functools.lru_cache(1 << 16)(functools.partial(_added, tokenizer, special))
 
-    def read(self, row: Row) -> list[tuple[int, float]]:
+    def read(self, sequence: Sequence) -> list[tuple[int, float]]:
         """Read what is new: (characters from a string's beginning to the end of the folded text, its penalty)."""
-        ids, entries = row.surviving, row.memo.setdefault(self, [])
+        ids, entries = sequence.surviving, sequence.operator_state.setdefault(self, [])
         new, hits = len(entries), {}
         for at in range(new, len(ids)):
             last = entries[-1] if entries else _Entry("", 0, 0, False, 0, 0)
@@ -183,8 +183,8 @@ class Reader:
                 hits.pop(first, None)  # what stood before is read otherwise now (invalid bytes do that): one group more
                 first, anchor = entries[first - 1].first, entries[first - 1].anchor
             state, writes, is_open = entries[first - 1].state if first else 0, last.writes, text.endswith("\ufffd")
-            if self.writer and row.written[at]:
-                writes += at == new and row.written[at] == self.writer
+            if self.source and sequence.written_by[at]:
+                writes += at == new and sequence.written_by[at] == self.source
                 state, is_open = 0, False
             else:
                 after, hits[first] = self.automaton.run(state, self.fold(text))
@@ -197,12 +197,12 @@ class Reader:
             at = entries[at].first - 1
         return found
 
-    def place(self, row: Row, back: int, fold: Callable[[str], str] | None = None) -> tuple[int, int]:
+    def place(self, sequence: Sequence, back: int, fold: Callable[[str], str] | None = None) -> tuple[int, int]:
         """The surviving token in which the last `back` (folded) characters begin, and how many it has before them.
 
         Within a group it is the token that follows those which spell what stands before.
         """
-        ids, entries, fold = row.surviving, row.memo[self], fold or self.fold
+        ids, entries, fold = sequence.surviving, sequence.operator_state[self], fold or self.fold
         at = len(ids) - 1
         while (size := len(fold(entries[at].text))) < back:
             back, at = back - size, entries[at].first - 1
@@ -214,9 +214,9 @@ class Reader:
                 return stop, skipped - len(fold(head))
         return first, skipped
 
-    def tail(self, row: Row, size: int) -> str:
+    def tail(self, sequence: Sequence, size: int) -> str:
         """The last `size` characters of the surviving text, or all of it."""
-        entries, parts, at = row.memo[self], deque[str](), len(row.surviving) - 1
+        entries, parts, at = sequence.operator_state[self], deque[str](), len(sequence.surviving) - 1
         missing = size
         while at >= 0 and missing > 0:
             parts.appendleft(entries[at].text)

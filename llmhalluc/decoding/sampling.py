@@ -1,6 +1,6 @@
-"""The next token of every row: bans, then transformers' own logits processors, then a draw of the row's own.
+"""The next token of every sequence: bans, then transformers' own logits processors, then a draw of its own.
 
-Shapes: B rows, V vocabulary, K tokens left after top-k.
+Shapes: B sequences, V vocabulary, K tokens left after top-k.
 """
 
 import math
@@ -14,37 +14,20 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from llmhalluc.decoding.rows import Row
+from llmhalluc.decoding.sequence import Sequence, Spec
 from llmhalluc.hparams.gen_args import GenArguments
 
 
-def choose(
-    logits_BV: torch.Tensor, rows: list[Row], options: GenArguments, erase_id: int | None, backtrack_id: int | None
-) -> tuple[list[int], list[float]]:
-    """The ids, argmax at temperature 0 and else a draw from the row's own stream, and their log-probabilities.
+def sample(logits_BV: torch.Tensor, sequences: list[Sequence], spec: Spec) -> list[int]:
+    """The ids: argmax at temperature 0, else a draw from each sequence's own stream.
 
-    These are of the full softmax at temperature 1, before anything is cut or banned. BACKTRACK needs something to
-    erase and a budget; what was erased at a place keeps its penalty there. `rows` are the engine's.
+    BACKTRACK needs something to erase and a budget; what was erased at a place keeps its penalty there.
     """
-    tokens = _choose(logits_BV, rows, options, erase_id, backtrack_id)
-    tokens = [row.forced[0] if row.forced else token for row, token in zip(rows, tokens, strict=True)]
-    chosen_B = logits_BV.gather(1, torch.tensor(tokens, device=logits_BV.device)[:, None])[:, 0]
-    return tokens, (chosen_B - logits_BV.logsumexp(-1)).tolist()
-
-
-def _choose(logits_BV, rows, options, erase_id, backtrack_id) -> list[int]:
-    added = penalties(rows, options, erase_id, backtrack_id, logits_BV.shape[1])
-    biased = erase_id is not None and options.backtrack_bias
-    if added or biased:
-        logits_BV = logits_BV.clone()
-    if biased:
-        logits_BV[:, erase_id] += options.backtrack_bias
-    if added:
-        in_rows, ids, values = zip(*added, strict=True)
-        logits_BV[list(in_rows), list(ids)] += torch.tensor(values, dtype=logits_BV.dtype, device=logits_BV.device)
+    options = spec.options
+    logits_BV = _penalised(logits_BV, sequences, spec)
     if options.repetition_penalty not in (None, 1.0):
         penalty = RepetitionPenaltyLogitsProcessor(options.repetition_penalty)
-        logits_BV = penalty(_surviving_ids(rows, logits_BV.device), logits_BV)
+        logits_BV = penalty(_surviving_ids(sequences, logits_BV.device), logits_BV)
     if options.temperature == 0:
         return logits_BV.argmax(-1).tolist()
     # Temperature keeps the order, so top-k may come first: the rest then works on K tokens, not on V.
@@ -52,32 +35,42 @@ def _choose(logits_BV, rows, options, erase_id, backtrack_id) -> list[int]:
     logits_BK, ids_BK = logits_BV.topk(k) if k < logits_BV.shape[1] else (logits_BV, None)
     probabilities_BK = _warpers(options)(None, logits_BK).softmax(-1)
     cumulative_BK = probabilities_BK.double().cumsum(-1)
-    uniform_B = torch.tensor([row.draws.random() for row in rows], dtype=torch.float64, device=logits_BV.device)
+    draws = [sequence.draws.random() for sequence in sequences]
+    uniform_B = torch.tensor(draws, dtype=torch.float64, device=logits_BV.device)
     at_B1 = torch.searchsorted(cumulative_BK, (uniform_B * cumulative_BK[:, -1])[:, None], right=True)
     return (at_B1 if ids_BK is None else ids_BK.gather(1, at_B1))[:, 0].tolist()
 
 
-def budget(options: GenArguments, limit: int) -> int:
-    """Erasures that BACKTRACK may make in a completion of `limit` tokens, and the operator as many again."""
-    return limit // 2 if options.max_erasures is None else options.max_erasures
+def logprobs_of(logits_BV: torch.Tensor, tokens: list[int]) -> list[float]:
+    """Log-probabilities of the full softmax at temperature 1, before anything is cut or banned."""
+    chosen_B = logits_BV.gather(1, torch.tensor(tokens, device=logits_BV.device)[:, None])[:, 0]
+    return (chosen_B - logits_BV.logsumexp(-1)).tolist()
 
 
-def penalties(
-    rows: list[Row], options: GenArguments, erase_id: int | None, backtrack_id: int | None, n_vocabulary: float
-) -> list[tuple[int, int, float]]:
-    """What is banned or nudged at the rows' places: (row, token, what is added to its logit)."""
-    found: list[tuple[int, int, float]] = []
-    for i, row in enumerate(rows):
-        place = len(row.surviving)
-        no_erasure = erase_id is None or not place or row.tape.erased - row.rewound >= budget(options, row.limit)
-        if backtrack_id is not None and no_erasure:
-            found.append((i, backtrack_id, -math.inf))
-        at_place = row.penalties.get(place)
-        # Where every token is banned and nothing may be erased, the bans are lifted: a prompt must end.
-        closed = backtrack_id is not None and no_erasure
-        if at_place and list(at_place.values()).count(-math.inf) + closed < n_vocabulary:
-            found += [(i, token, penalty) for token, penalty in at_place.items()]
-    return found
+def _penalised(logits_BV: torch.Tensor, sequences: list[Sequence], spec: Spec) -> torch.Tensor:
+    """The logits with what is banned or nudged at each place."""
+    erase_id, backtrack_id = spec.erase_id, spec.backtrack_id
+    never = backtrack_id is not None and erase_id is None
+    biased = erase_id is not None and spec.options.backtrack_bias
+    rows: list[int] = []
+    ids: list[int] = []
+    added: list[float] = []
+    for i, sequence in enumerate(sequences):
+        if not sequence.tape.nothing_to_add():
+            here = sequence.tape.penalties_here(logits_BV.shape[1] - never)
+            rows += [i] * len(here)
+            ids += here
+            added += here.values()
+    if not (rows or never or biased):
+        return logits_BV
+    logits_BV = logits_BV.clone()
+    if never:
+        logits_BV[:, backtrack_id] = -math.inf
+    if biased:
+        logits_BV[:, erase_id] += spec.options.backtrack_bias
+    if rows:
+        logits_BV[rows, ids] += torch.tensor(added, dtype=logits_BV.dtype, device=logits_BV.device)
+    return logits_BV
 
 
 def _warpers(options: GenArguments) -> LogitsProcessorList:
@@ -92,8 +85,8 @@ def _warpers(options: GenArguments) -> LogitsProcessorList:
     return warpers
 
 
-def _surviving_ids(rows, device) -> torch.Tensor:
-    """(B, T) prompt and surviving ids, each row filled up with its own last id: the penalty counts an id once."""
-    texts = [row.prompt_ids + row.tape.surviving for row in rows]
+def _surviving_ids(sequences: list[Sequence], device: torch.device) -> torch.Tensor:
+    """(B, T) prompt and surviving ids, each filled up with its own last id: the penalty counts an id once."""
+    texts = [sequence.prompt_ids + sequence.surviving for sequence in sequences]
     longest = max(map(len, texts))
     return torch.tensor([text + [text[-1]] * (longest - len(text)) for text in texts], device=device)

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from llmhalluc.decoding.rows import Erasure, Trace
+from llmhalluc.decoding.sequence import Erasure, Trace
 from llmhalluc.extras.lines import go_on
 
 

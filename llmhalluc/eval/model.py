@@ -14,7 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
 from llmhalluc.decoding.engine import decode
-from llmhalluc.decoding.rows import Trace
+from llmhalluc.decoding.sequence import Spec, Trace
 from llmhalluc.eval.journal import Journal
 from llmhalluc.eval.lm_eval_patches import silent_model
 from llmhalluc.eval.metrics import count, trace_metrics
@@ -112,11 +112,11 @@ class BacktrackLM(HFLM):
                 bar.update()
 
             started = time.perf_counter()
+            context = options.context or self.context
+            spec = Spec(options, self.eos_ids, self.backtrack_id, context, self.tokenizer, operator_of(options))
             decode(
-                self.model, [prompts[i] for i in pending], options, eos_ids=self.eos_ids,
-                backtrack_id=self.backtrack_id, context=options.context or self.context,
-                tokenizer=self.tokenizer, batch_size=self.batch_size,
-                on_finish=finished, keys=[keys[i] for i in pending], operator=operator_of(options),
+                self.model, [prompts[i] for i in pending], spec, keys=[keys[i] for i in pending],
+                batch_size=self.batch_size, on_finish=finished,
             )  # fmt: skip
             self.seconds += time.perf_counter() - started
         bar.close()

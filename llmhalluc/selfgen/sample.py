@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from llmhalluc.data.problems import Problem
 from llmhalluc.decoding.engine import decode
 from llmhalluc.decoding.operators import make_operator
-from llmhalluc.decoding.rows import Trace
+from llmhalluc.decoding.sequence import Spec, Trace
 from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.lines import go_on
 from llmhalluc.hparams.gen_args import GenArguments
@@ -62,10 +62,10 @@ class Sampler:
 
         if open_:
             model, tokenizer, backtrack_id, context = self.loaded
+            context = self.options.context or context
+            spec = Spec(self.options, self.eos_ids, backtrack_id, context, tokenizer, self.operator)
             decode(
-                model, prompts, self.options, eos_ids=self.eos_ids, backtrack_id=backtrack_id,
-                context=self.options.context or context, tokenizer=tokenizer, batch_size=self.batch_size,
-                on_finish=finished, keys=open_, operator=self.operator, limits=limits,
+                model, prompts, spec, keys=open_, limits=limits, batch_size=self.batch_size, on_finish=finished
             )  # fmt: skip
         bar.close()
         return {key: self.found[key] for key in requests}

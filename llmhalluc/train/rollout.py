@@ -12,8 +12,7 @@ from trl.models import unwrap_model_for_generation
 from llmhalluc.backtrack import IGNORE, unoffered
 from llmhalluc.data.problems import Problem
 from llmhalluc.decoding.engine import decode
-from llmhalluc.decoding.rows import Trace
-from llmhalluc.decoding.sampling import budget
+from llmhalluc.decoding.sequence import Spec, Trace
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.train import trl_patches
@@ -34,14 +33,19 @@ class RolloutSettings(NamedTuple):
     options: GenArguments
     backtrack_id: int
     context: str
-    batch_size: int | None  # rows that decode at once; None: all of a process's
+    batch_size: int | None  # sequences that decode at once; None: all of a process's
+    sampler: Any = None  # as `Spec.sampler`
+
+    def spec(self, eos_ids: Sequence[int]) -> Spec:
+        """What the engine is told."""
+        return Spec(self.options, eos_ids, self.backtrack_id, self.context, sampler=self.sampler)
 
     @property
     def max_erasures(self) -> int:
         """The erasures that a rollout may make."""
         if not self.options.backtrack:
             return 0
-        return budget(self.options, self.options.max_new_tokens)
+        return self.spec(()).budget(self.options.max_new_tokens)
 
     def unoffered(self, n_vocabulary: int) -> Callable[[torch.Tensor, torch.Tensor], list[tuple[int, int, int]]]:
         """For `score_through_model`: (row, position, id) of what was not offered to labelled tokens (B, T)."""
@@ -98,11 +102,9 @@ def decode_group(
         training = model.training
         model.eval()
         try:
-            return decode(
-                model, [problem.prompt_ids for problem in problems], settings.options, eos_ids=trainer.eos_token_ids,
-                backtrack_id=settings.backtrack_id, context=settings.context, keys=keys,
-                batch_size=settings.batch_size or len(problems),
-            )  # fmt: skip
+            prompts = [problem.prompt_ids for problem in problems]  # equal ones are computed once
+            spec = settings.spec(trainer.eos_token_ids)
+            return decode(model, prompts, spec, keys=list(keys), batch_size=settings.batch_size or len(problems))
         finally:
             model.train(training)
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from llmhalluc.backtrack import CONTEXTS
 from llmhalluc.benchmark.measure import Outcome, _parts, paired_difference
-from llmhalluc.decoding.engine import decode
 from llmhalluc.decoding.operators import ProbabilityThreshold
 from llmhalluc.eval.metrics import ERASE, count, spelled_out
 from llmhalluc.hparams.gen_args import GenArguments
+from tests.decoding.operating import decode
 from tests.tiny import tiny_model
 
 BT, EOS = 63, 2

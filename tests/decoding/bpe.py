@@ -1,13 +1,12 @@
 """BPE tokenizers whose tokens cut characters apart, as those of real models do, and rows of their ids."""
 
 import functools
-import random
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llmhalluc.backtrack import Tape
-from llmhalluc.decoding.rows import Row
+from llmhalluc.decoding.sequence import Sequence, Spec
+from llmhalluc.hparams.gen_args import GenArguments
 from tests.tiny import tiny_tokenizer
 
 TEXTS = [
@@ -65,16 +64,13 @@ def spelt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def row_of(ids: list[int], prompt: tuple[int, ...] = (5,)) -> Row:
-    """A row that has sampled these ids."""
-    row = Row(0, list(prompt), Tape(prompt, None, "soft"), random.Random(0), (5, 0), 10**6)
-    extend(row, ids)
-    return row
+def sequence_of(ids: list[int], prompt: tuple[int, ...] = (5,)) -> Sequence:
+    """A sequence that has sampled these ids."""
+    sequence = Sequence.begin(Spec(GenArguments(), (), None, "soft"), 0, list(prompt), "0", 10**6)
+    extend(sequence, ids)
+    return sequence
 
 
-def extend(row: Row, ids: list[int]) -> None:
+def extend(sequence: Sequence, ids: list[int]) -> None:
     for token in ids:
-        row.tape.feed(token)
-        row.completion_ids.append(token)
-        row.logprobs.append(-1.0)
-        row.written.append("")
+        sequence.append(token, -1.0, None)

@@ -4,9 +4,8 @@ import random
 from dataclasses import replace
 
 from llmhalluc.decoding import engine
-from llmhalluc.decoding.engine import decode
 from llmhalluc.decoding.operators import make_operator
-from llmhalluc.decoding.rows import Erase
+from llmhalluc.decoding.sequence import Erase, Spec
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.hparams.model_args import ModelArguments
 from llmhalluc.models.loader import load
@@ -14,30 +13,49 @@ from llmhalluc.models.loader import load
 BT, EOS = 63, 2
 
 
+def spec_of(options, *, eos_ids, backtrack_id, context, **more):
+    return Spec(options, eos_ids, backtrack_id, context, **more)
+
+
+SPEC = ("eos_ids", "backtrack_id", "context", "tokenizer", "operator", "sampler", "layers")
+
+
+def decode(model, prompts, options, **how):
+    """`engine.decode`; keywords of a Spec make one."""
+    spec = spec_of(options, **{key: how.pop(key) for key in SPEC if key in how})
+    return engine.decode(model, prompts, spec, **how)
+
+
+def stream(model, prompts, options, **how):
+    """`engine.stream`; keywords of a Spec make one."""
+    spec = spec_of(options, **{key: how.pop(key) for key in SPEC if key in how})
+    return engine.stream(model, prompts, spec, **how)
+
+
 def default(name: str):
     return make_operator(name, **({"token_id": 20} if name == "backtrack_token" else {}))
 
 
-def run(model, prompts, operator, *, eos=(EOS,), backtrack_id=None, context="soft", batch_size=64, **options):
+def run(
+    model, prompts, operator, *, eos=(EOS,), backtrack_id=None, context="soft", batch_size=64, sampler=None, **options
+):
     options = GenArguments(**{"max_new_tokens": 24, "temperature": 1.0, "max_erasures": 60} | options)
-    return decode(
-        model, prompts, options, eos_ids=eos, backtrack_id=backtrack_id, context=context, operator=operator,
-        batch_size=batch_size,
-    )  # fmt: skip
+    spec = Spec(options, eos, backtrack_id, context, operator=operator, sampler=sampler)
+    return engine.decode(model, prompts, spec, batch_size=batch_size)
 
 
-def propose(monkeypatch, ids):
-    """Make the engine sample these ids, whatever was erased meanwhile; then eos."""
-    waiting = list(ids)
+def propose(*proposals):
+    """A sampler of these ids for each prompt, whatever was erased meanwhile; then eos."""
+    waiting = [list(ids) for ids in proposals]
 
-    def choose(logits_BV, rows, *_):
-        return [row.forced[0] if row.forced else (waiting or [EOS]).pop(0) for row in rows], [0.0] * len(rows)
+    def sampler(logits_BV, sequences, spec):
+        return [EOS if s.replacement_ids else (waiting[int(s.key)] or [EOS]).pop(0) for s in sequences]
 
-    monkeypatch.setattr(engine, "choose", choose)
+    return sampler
 
 
 def everywhere(**wish):
-    return lambda step: {i: Erase(**wish) for i in range(len(step.rows))}
+    return lambda step: {i: Erase(**wish) for i in range(len(step.sequences))}
 
 
 class Careless:
@@ -48,11 +66,11 @@ class Careless:
 
     def __call__(self, step):
         wishes = self.operator(step) if self.operator else {}
-        for i, row in enumerate(step.rows):
+        for i, sequence in enumerate(step.sequences):
             if self.rng.random() < self.rate:
                 whole = self.rng.random() < 0.3
                 write = [self.rng.randrange(4, 60) for _ in range(self.rng.choice([0, 0, 0, 1, 3]))]
-                wishes[i] = Erase(len(row.surviving) if whole else self.rng.randrange(1, 12), -1.0, write)
+                wishes[i] = Erase(len(sequence.surviving) if whole else self.rng.randrange(1, 12), -1.0, write)
         return wishes
 
 

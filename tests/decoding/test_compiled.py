@@ -8,15 +8,13 @@ import torch
 from torch._dynamo.utils import counters
 
 from llmhalluc.backtrack import CONTEXTS
-from llmhalluc.decoding.cache import SlotCache
-from llmhalluc.decoding.compiled import CompiledForward
-from llmhalluc.decoding.engine import decode
+from llmhalluc.decoding.backend import SlotCache
 from llmhalluc.decoding.generator import Generator
-from llmhalluc.decoding.server import decode_remote
+from llmhalluc.decoding.remote import Server, decode_remote
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.models.context import apply_context
-from tests.decoding.operating import Careless, some_prompts
+from tests.decoding.operating import Careless, decode, some_prompts, spec_of
 from tests.decoding.test_engine import gemma, layout_logits, random_trace, scripted
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
@@ -77,7 +75,7 @@ def apply_hook(model):
     return model
 
 
-def test_law3_compiled_logits_equal_the_layout_and_steps_are_compiled_once(fresh, monkeypatch):
+def test_law3_compiled_logits_equal_the_layout_and_steps_are_compiled_once(fresh):
     # GPT-2 is float64 throughout; the norms of the other families are float32 in any case.
     model = apply_hook(tiny_model("gpt2"))
     same_traces(model, "block", True)
@@ -89,10 +87,9 @@ def test_law3_compiled_logits_equal_the_layout_and_steps_are_compiled_once(fresh
             rng = random.Random(context)
             prompts = some_prompts(rng, 4)
             traces = [random_trace(rng, 8) for _ in prompts]
-            seen = scripted(monkeypatch, traces)
+            seen, sampler = scripted(traces)
             options = GenArguments(max_new_tokens=64, compile=True)
-            decode(model, prompts, options, context=context, **RUN)
-            monkeypatch.undo()
+            decode(model, prompts, options, context=context, sampler=sampler, **RUN)
             for i, (prompt, trace) in enumerate(zip(prompts, traces, strict=True)):
                 expected = layout_logits(model, prompt, trace, context)[len(prompt) - 1 :]
                 torch.testing.assert_close(torch.stack(seen[i]), expected, rtol=0, atol=1e-9)
@@ -143,7 +140,7 @@ def test_a_model_that_must_break_its_graph_is_compiled_in_pieces_or_refused(fres
 
 
 def test_columns_double():
-    cache, sizes = SlotCache(1, fixed=True), []
+    cache, sizes = SlotCache(fixed=True), []
     for width in (1, 64, 65, 100, 129, 300, 400):
         cache.step(torch.tensor([width - 1]), width)
         sizes.append((cache.columns, cache.width, cache.start))
@@ -157,8 +154,6 @@ def test_the_generator_and_the_errors(uncompiled):
     assert generator.generate(["cat sat", "mat"], compile=True, **how) == generator.generate(["cat sat", "mat"], **how)
     with pytest.raises(UserError, match="compile is 'yes', expected bool"):
         generator.generate("cat", compile="yes")
-    with pytest.raises(UserError, match="gen.compile is true, but only models of torch"):
-        CompiledForward(object(), 1)
+    compiled = spec_of(GenArguments(compile=True), eos_ids=[], backtrack_id=None, context="soft")
     with pytest.raises(UserError, match="gen.compile is true, but a server"):
-        decode_remote("http://127.0.0.1:1", [[5]], GenArguments(compile=True), eos_ids=[], backtrack_id=None,
-                      context="soft")  # fmt: skip
+        decode_remote(Server("http://127.0.0.1:1"), [[5]], compiled)

@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmhalluc.backtrack import CONTEXTS, apply_backtracking
 from llmhalluc.decoding.custom_generate.generate import backtrack_generate, generate
-from llmhalluc.decoding.engine import decode
 from llmhalluc.hparams.gen_args import GenArguments
 from tests.decoding.bpe import byte_tokenizer
+from tests.decoding.operating import decode
 from tests.tiny import FAMILIES, tiny_model
 
 BT, EOS, PAD = 63, 2, 0

@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmhalluc.backtrack import CONTEXTS
-from llmhalluc.decoding.engine import decode
 from llmhalluc.decoding.operators import OPERATORS, make_operator
-from llmhalluc.decoding.rows import Erase
+from llmhalluc.decoding.sequence import Erase
 from llmhalluc.hparams.gen_args import GenArguments
-from tests.decoding.operating import Careless, default, everywhere, propose, run, smollm2, some_prompts
+from tests.decoding.operating import Careless, decode, default, everywhere, propose, run, smollm2, some_prompts
 from tests.tiny import tiny_model
 
 BT, EOS = 63, 2
@@ -50,7 +49,7 @@ def check_ended(traces, options):
 
 
 def unwrite_eos(step):
-    return {i: Erase(1, 0.0) for i, row in enumerate(step.rows) if row.surviving[-1] == EOS}
+    return {i: Erase(1, 0.0) for i, row in enumerate(step.sequences) if row.surviving[-1] == EOS}
 
 
 ADVERSARIES = {
@@ -81,7 +80,7 @@ def test_trap9_whatever_an_operator_wishes_every_prompt_ends(adversary, context)
 
 def test_a_hard_wish_beyond_the_budget_ends_the_row():
     def forbid(step):
-        return {i: Erase(1, must=True) for i, row in enumerate(step.rows) if row.surviving[-1] % 2}
+        return {i: Erase(1, must=True) for i, row in enumerate(step.sequences) if row.surviving[-1] % 2}
 
     traces = run(tiny_model("llama"), some_prompts(random.Random(1), 8), forbid, eos=(), max_erasures=5)
     assert {trace.finish_reason for trace in traces} == {"budget"}
@@ -123,7 +122,7 @@ def test_a_place_where_all_is_banned_erases_one_deeper():
 
     def second_never(step):
         """Nothing is ever right behind the first token."""
-        return {i: Erase(1, source="picky") for i, row in enumerate(step.rows) if len(row.surviving) == 2}
+        return {i: Erase(1, source="picky") for i, row in enumerate(step.sequences) if len(row.surviving) == 2}
 
     (trace,) = run(model, [[4, 5]], second_never, eos=(), max_new_tokens=8, max_erasures=100)
     deeper = [event for event in trace.events if event.source == "dead end"]
@@ -136,21 +135,21 @@ def test_a_place_where_all_is_banned_erases_one_deeper():
 def test_the_last_token_of_a_tiny_vocabulary_is_left():
     # 7 of 8 tokens banned at a place leave the eighth, also where there is no BACKTRACK.
     def not_six(step):
-        return {i: Erase(1) for i, row in enumerate(step.rows) if row.surviving[-1] != 6}
+        return {i: Erase(1) for i, row in enumerate(step.sequences) if row.surviving[-1] != 6}
 
     (trace,) = run(tiny_model("llama", vocab_size=8), [[5]], not_six, eos=(), max_new_tokens=3, max_erasures=21)
     assert trace.surviving_ids == [6] * 3 and all(event.n == 1 for event in trace.events)
 
 
-def test_a_row_that_would_end_is_shown_whatever_the_turn(monkeypatch):
-    propose(monkeypatch, [10, 11, EOS, 12, 13, EOS])
+def test_a_sequence_that_would_end_is_shown_whatever_the_turn():
     seen = []
 
     def look(step):
-        seen.extend((row.surviving[:], row.finish_reason) for row in step.rows)
-        return {i: Erase(1, 0.0) for i, row in enumerate(step.rows) if len(seen) == 1}
+        seen.extend((row.surviving[:], row.finish_reason) for row in step.sequences)
+        return {i: Erase(1, 0.0) for i, row in enumerate(step.sequences) if len(seen) == 1}
 
-    (trace,) = run(tiny_model("llama"), [[5]], look, backtrack_every_n=4)
+    sampler = propose([10, 11, EOS, 12, 13, EOS])
+    (trace,) = run(tiny_model("llama"), [[5]], look, backtrack_every_n=4, sampler=sampler)
     assert trace.surviving_ids == [10, 11, 12, 13, EOS] and trace.finish_reason == "eos"
     assert seen == [([10, 11, EOS], "eos"), ([10, 11, 12], ""), ([10, 11, 12, 13, EOS], "eos")]
 

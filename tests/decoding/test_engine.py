@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmhalluc.backtrack import CONTEXTS, apply_backtracking, inject_error, layout
-from llmhalluc.decoding import engine, forward
-from llmhalluc.decoding.engine import decode
+from llmhalluc.decoding import backend
+from llmhalluc.decoding.backend import TorchBackend
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.gen_args import GenArguments
+from tests.decoding.operating import decode
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 BT, EOS = 63, 2
@@ -42,32 +43,30 @@ def layout_logits(model, prompt, trace, context):
     ).logits[0]
 
 
-def scripted(monkeypatch, traces):
-    """Make the engine emit these traces; its own logits per prompt are collected in the answer."""
+def scripted(traces):
+    """A sampler that emits these traces, and where it collects the engine's own logits by prompt."""
     seen = defaultdict(list)
 
-    def choose(logits, rows, *_):
+    def sampler(logits_BV, sequences, spec):
         tokens = []
-        for row_logits, row in zip(logits, rows, strict=True):
-            done = len(row.completion_ids)
-            tokens.append((traces[row.index] + [EOS])[min(done, len(traces[row.index]))])
-            if not row.finish_reason:
-                seen[row.index].append(row_logits.clone())
-        return tokens, [0.0] * len(tokens)
+        for logits_V, sequence in zip(logits_BV, sequences, strict=True):
+            number, done = int(sequence.key), len(sequence.completion_ids)
+            tokens.append((traces[number] + [EOS])[min(done, len(traces[number]))])
+            seen[number].append(logits_V.clone())
+        return tokens
 
-    monkeypatch.setattr(engine, "choose", choose)
-    return seen
+    return seen, sampler
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_law3_engine_logits_equal_the_layout(monkeypatch, family, context):
+def test_law3_engine_logits_equal_the_layout(family, context):
     model, rng = tiny_model(family), random.Random(f"{family}-{context}")
     prompts = [[rng.randrange(4, 60) for _ in range(n)] for n in (1, 3, 5, 8, 2, 13, 4, 7)]
     traces = [random_trace(rng, rng.randrange(4, 12)) for _ in prompts]
-    seen = scripted(monkeypatch, traces)
+    seen, sampler = scripted(traces)
     options = GenArguments(max_new_tokens=64)
-    done = decode(model, prompts, options, eos_ids=[EOS], backtrack_id=BT, context=context)
+    done = decode(model, prompts, options, eos_ids=[EOS], backtrack_id=BT, context=context, sampler=sampler)
     assert any(BT in trace for trace in traces)
     for i, (prompt, trace) in enumerate(zip(prompts, traces, strict=True)):
         assert done[i].completion_ids == [*trace, EOS]
@@ -77,12 +76,13 @@ def test_law3_engine_logits_equal_the_layout(monkeypatch, family, context):
 
 @pytest.mark.parametrize("context", ["block", "rewind"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_law4_after_an_erasure_logits_equal_the_clean_text(monkeypatch, family, context):
+def test_law4_after_an_erasure_logits_equal_the_clean_text(family, context):
     model, rng = tiny_model(family), random.Random(f"{family}-{context}")
     prompts = [[rng.randrange(4, 60) for _ in range(n)] for n in (2, 6, 3)]
     traces = [random_trace(rng, 8) for _ in prompts]
-    seen = scripted(monkeypatch, traces)
-    decode(model, prompts, GenArguments(max_new_tokens=64), eos_ids=[EOS], backtrack_id=BT, context=context)
+    seen, sampler = scripted(traces)
+    options = GenArguments(max_new_tokens=64)
+    decode(model, prompts, options, eos_ids=[EOS], backtrack_id=BT, context=context, sampler=sampler)
     for i, (prompt, trace) in enumerate(zip(prompts, traces, strict=True)):
         for step in range(1, len(trace) + 1):
             if context == "block" and trace[step - 1] == BT:
@@ -92,15 +92,16 @@ def test_law4_after_an_erasure_logits_equal_the_clean_text(monkeypatch, family, 
             torch.testing.assert_close(seen[i][step], expected, rtol=0, atol=1e-9)
 
 
-def test_trap10_a_backtrack_rewinds_its_own_row_and_no_more(monkeypatch):
+def test_trap10_a_backtrack_rewinds_its_own_row_and_no_more():
     # In `rewind` a BACKTRACK never enters the cache as itself: one erased token, one row fed again.
     model, fed = tiny_model("llama"), []
     model.register_forward_pre_hook(
         lambda _, __, kwargs: fed.append((kwargs["input_ids"][0, -1].item(), kwargs["position_ids"][0, -1].item())),
         with_kwargs=True,
     )
-    scripted(monkeypatch, [[10, 11, BT, 12]])
-    decode(model, [[5, 6]], GenArguments(max_new_tokens=9), eos_ids=[EOS], backtrack_id=BT, context="rewind")
+    _, sampler = scripted([[10, 11, BT, 12]])
+    options = GenArguments(max_new_tokens=9)
+    decode(model, [[5, 6]], options, eos_ids=[EOS], backtrack_id=BT, context="rewind", sampler=sampler)
     assert fed == [(6, 1), (10, 2), (11, 3), (12, 3)]  # the logits after 10 are kept: no second forward
 
 
@@ -208,11 +209,12 @@ def test_without_erasures_it_is_transformers_generate(family, attention):
         assert prompt + trace.completion_ids == expected[0].tolist()
 
 
-def test_a_sliding_window_rewinds_too(monkeypatch):
+def test_a_sliding_window_rewinds_too():
     # No column is thrown away before the window has passed it, so an erased text can be taken back.
     model, trace = gemma(), random_trace(random.Random(1), 12)
-    seen = scripted(monkeypatch, [trace])
-    decode(model, [[5, 6, 7]], GenArguments(max_new_tokens=64), eos_ids=[EOS], backtrack_id=BT, context="rewind")
+    seen, sampler = scripted([trace])
+    options = GenArguments(max_new_tokens=64)
+    decode(model, [[5, 6, 7]], options, eos_ids=[EOS], backtrack_id=BT, context="rewind", sampler=sampler)
     for step in range(1, len(trace) + 1):
         clean = torch.tensor([[5, 6, 7, *apply_backtracking(trace[:step], BT)]])
         expected = model(clean, use_cache=False).logits[0, -1]
@@ -229,7 +231,7 @@ def test_layers_that_keep_more_than_keys_and_values_are_refused():
 
 
 def test_long_prompts_are_filled_in_chunks(monkeypatch):
-    monkeypatch.setattr(forward, "PREFILL_TOKENS", 16)
+    monkeypatch.setattr(backend, "PREFILL_TOKENS", 16)
     model, rng = tiny_model("qwen3"), random.Random(3)
     prompts = [[rng.randrange(4, 60) for _ in range(n)] for n in (50, 3, 33, 1, 17, 16)]
     run = dict(eos_ids=[EOS], backtrack_id=BT, context="soft")
@@ -243,13 +245,14 @@ def test_a_model_that_takes_one_row_at_a_time_gets_one():
     model, rows = tiny_model("llama"), set()
     prompts, run = [[5, 6], [7], [8, 9, 10]], {"eos_ids": [EOS], "backtrack_id": BT, "context": "rewind"}
     expected = decode(model, prompts, GenArguments(max_new_tokens=9), **run)
-    model.most_rows = 1
+    one = TorchBackend(model)
+    one.most_slots = 1
     model.register_forward_pre_hook(lambda _, __, kwargs: rows.add(len(kwargs["input_ids"])), with_kwargs=True)
-    traces = decode(model, prompts, GenArguments(max_new_tokens=9), **run)
+    traces = decode(one, prompts, GenArguments(max_new_tokens=9), **run)
     assert rows == {1} and [t.completion_ids for t in traces] == [t.completion_ids for t in expected]
 
 
-def test_law6_stop_strings_read_the_surviving_text(monkeypatch):
+def test_law6_stop_strings_read_the_surviving_text():
     tokenizer = tiny_tokenizer()
     erase = tokenizer.add_tokens(["<|BACKTRACK|>"], special_tokens=True) and len(tokenizer) - 1
     model = tiny_model("llama", vocab_size=len(tokenizer))
@@ -269,9 +272,11 @@ def test_law6_stop_strings_read_the_surviving_text(monkeypatch):
         ids["#"],
         ids["4"],
     ]
-    scripted(monkeypatch, [trace])
+    _, sampler = scripted([trace])
     options = GenArguments(max_new_tokens=30, stop=["# #"])
-    (done,) = decode(model, [[5]], options, eos_ids=[EOS], backtrack_id=erase, context="soft", tokenizer=tokenizer)
+    (done,) = decode(
+        model, [[5]], options, eos_ids=[EOS], backtrack_id=erase, context="soft", tokenizer=tokenizer, sampler=sampler
+    )
     assert done.finish_reason == "stop"
     assert done.completion_ids == trace[:10]
     assert done.text.split() == ["cat", "#", "4", "2"]

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from llmhalluc.backtrack import CONTEXTS
-from llmhalluc.decoding.engine import decode, stream
 from llmhalluc.decoding.operators import OPERATORS, LogitThreshold, NGramOverlap, ProbabilityThreshold, Repetition
-from llmhalluc.decoding.rows import Erase
+from llmhalluc.decoding.sequence import Erase
 from llmhalluc.hparams.gen_args import GenArguments
-from tests.decoding.operating import Careless, default, everywhere, run, some_prompts
+from tests.decoding.operating import Careless, decode, default, everywhere, run, some_prompts, stream
 from tests.decoding.test_engine import gemma
 from tests.tiny import FAMILIES, tiny_model
 
@@ -29,7 +28,7 @@ class Witness:
         self.model, self.operator, self.context, self.seen, self.fresh = model, operator, context, 0, 0
 
     def __call__(self, step):
-        for i, row in enumerate(step.rows):
+        for i, row in enumerate(step.sequences):
             newest_two = row.completion_ids[-2:]
             if newest_two[-1] == BT or (self.context == "block" and newest_two[0] == BT):
                 continue  # a BACKTRACK ends the row; the token after one was chosen in sight of the error
@@ -38,7 +37,7 @@ class Witness:
             torch.testing.assert_close(step.logits_BV[i], expected, rtol=0, atol=1e-9)
             chosen = expected.log_softmax(-1)[row.surviving[-1]].item()
             assert row.logprobs[-1] == pytest.approx(chosen, abs=1e-9)
-            assert len(row.logprobs) == len(row.written) == len(row.surviving)
+            assert len(row.logprobs) == len(row.written_by) == len(row.surviving)
             self.seen += 1
             self.fresh += len(row.surviving) == 1 and bool(row.events)
         return self.operator(step)
@@ -82,7 +81,7 @@ def test_what_is_written_has_the_models_own_logprobs():
     model = tiny_model("llama")
 
     def write_once(step):
-        return {i: Erase(1, write=(10, 11)) for i, row in enumerate(step.rows) if not row.events}
+        return {i: Erase(1, write=(10, 11)) for i, row in enumerate(step.sequences) if not row.events}
 
     (trace,) = run(model, [[5, 6]], write_once, max_new_tokens=6)
     logits = model(torch.tensor([[5, 6, *trace.surviving_ids]])).logits[0, 1:-1].log_softmax(-1)

@@ -16,7 +16,7 @@ from llmhalluc.decoding import streaming
 from llmhalluc.decoding.generator import TEXT_OPERATORS, Generator
 from llmhalluc.decoding.operators import OPERATORS, ProbabilityThreshold, Repetition
 from llmhalluc.decoding.options import generation_options, operator_parameters
-from llmhalluc.decoding.rows import Erase, Trace
+from llmhalluc.decoding.sequence import Erase, Trace
 from llmhalluc.decoding.streaming import TextStream
 from llmhalluc.extras import constant
 from llmhalluc.extras.errors import UserError
@@ -89,7 +89,7 @@ def test_operators_by_name_by_instance_and_as_a_function():
     assert traces[0] == traces[1] and traces[0].erasures
 
     def vowels(step):  # a user's own rule
-        letters = [made.tokenizer.decode(row.surviving[-1:]) for row in step.rows]
+        letters = [made.tokenizer.decode(row.surviving[-1:]) for row in step.sequences]
         return {i: Erase(1) for i, text in enumerate(letters) if set(text) & set("aeiou")}
 
     assert not set(made.generate("the", operator=vowels, max_erasures=1000, **run)) & set("aeiou")

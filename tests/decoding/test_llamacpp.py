@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from llmhalluc.backtrack import CONTEXTS, apply_backtracking
-from llmhalluc.decoding import engine, llamacpp
+from llmhalluc.decoding import llamacpp
 from llmhalluc.decoding.generator import Generator
 from llmhalluc.decoding.operators import OPERATORS, Never, make_operator
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.hparams.model_args import ModelArguments
 from llmhalluc.models.helper import local_folder
+from tests.decoding.operating import decode, stream
 from tests.decoding.test_engine import layout_logits, random_trace, scripted
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -71,7 +72,7 @@ def pair(tmp_path_factory):
     write_gguf(model, path)
     f32 = llama_cpp.GGML_TYPE_F32
     llama = llama_cpp.Llama(str(path), n_ctx=256, n_threads=1, type_k=f32, type_v=f32, verbose=False)
-    return model, llamacpp.LlamaCppModel(llama)
+    return model, llamacpp.LlamaCppBackend(llama)
 
 
 def same(traces, expected):
@@ -84,18 +85,18 @@ def same(traces, expected):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_law3_the_traces_are_those_of_the_torch_engine(pair, context, temperature):
     options = replace(OPTIONS, temperature=temperature, top_k=40, seed=3)
-    expected = engine.decode(pair[0], PROMPTS, options, context=context, **RUN)
+    expected = decode(pair[0], PROMPTS, options, context=context, **RUN)
     assert sum(trace.erasures for trace in expected) >= 5
-    same(llamacpp.decode(pair[1], PROMPTS, options, context=context, **RUN), expected)
+    same(decode(pair[1], PROMPTS, options, context=context, **RUN), expected)
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_law4_its_logits_are_those_of_the_layout(pair, monkeypatch, context):
+def test_law4_its_logits_are_those_of_the_layout(pair, context):
     rng = random.Random(context)
     prompts = [[rng.randrange(4, 60) for _ in range(n)] for n in (1, 6, 3)]
     traces = [random_trace(rng, 8) for _ in prompts]
-    seen = scripted(monkeypatch, traces)
-    llamacpp.decode(pair[1], prompts, GenArguments(max_new_tokens=64), context=context, **RUN)
+    seen, sampler = scripted(traces)
+    decode(pair[1], prompts, GenArguments(max_new_tokens=64), context=context, sampler=sampler, **RUN)
     for i, (prompt, trace) in enumerate(zip(prompts, traces, strict=True)):
         expected = layout_logits(pair[0], prompt, trace, context)[len(prompt) - 1 :]
         torch.testing.assert_close(torch.stack(seen[i]), expected, rtol=0, atol=1e-4)
@@ -110,11 +111,13 @@ def test_operators_erase_what_they_erase_in_torch(pair, name):
     operator = make_operator(name, **{"token_id": 20} if name == "backtrack_token" else {})
     options = GenArguments(max_new_tokens=24, temperature=1.0, seed=1)
     run = {"eos_ids": [EOS], "backtrack_id": None, "context": "rewind", "operator": operator}
-    expected = engine.decode(pair[0], PROMPTS, options, **run)
-    same(llamacpp.decode(pair[1], PROMPTS, options, **run), expected)
-    events = list(llamacpp.stream(pair[1], PROMPTS, options, **run))
+    expected = decode(pair[0], PROMPTS, options, **run)
+    same(decode(pair[1], PROMPTS, options, **run), expected)
+    events = list(stream(pair[1], PROMPTS, options, **run))
     for i, trace in enumerate(expected):
-        assert [e.value for e in events if (e.prompt, e.kind) == (i, "erase")] == [e.n for e in trace.events]
+        assert [value for prompt, kind, value in events if (prompt, kind) == (i, "erase")] == [
+            e.n for e in trace.events
+        ]
 
 
 def test_a_prompt_that_goes_on_from_the_last_text_is_not_computed_again(pair, monkeypatch):
@@ -123,20 +126,19 @@ def test_a_prompt_that_goes_on_from_the_last_text_is_not_computed_again(pair, mo
     monkeypatch.setattr(model.llama, "eval", lambda ids: (fed.append(len(ids)), evaluate(ids))[1])
     run = {"eos_ids": [], "backtrack_id": None, "context": "soft"}
     options = GenArguments(max_new_tokens=6)
-    (first,) = llamacpp.decode(model, [[5, 6, 7, 8, 9]], options, **run)
+    (first,) = decode(model, [[5, 6, 7, 8, 9]], options, **run)
     fed.clear()
     prompt = [5, 6, 7, 8, 9, *first.completion_ids, 30, 31]
-    (second,) = llamacpp.decode(model, [prompt], options, **run)
+    (second,) = decode(model, [prompt], options, **run)
     assert sum(fed) == 3 + 5  # the last token of the first text, 30, 31; then all but the last new one
-    same([second], engine.decode(pair[0], [prompt], options, **run))
-    (again,) = llamacpp.decode(model, [prompt[:3]], options, **run)  # the cache holds all of it and more
-    same([again], engine.decode(pair[0], [prompt[:3]], options, **run))
+    same([second], decode(pair[0], [prompt], options, **run))
+    (again,) = decode(model, [prompt[:3]], options, **run)  # the cache holds all of it and more
+    same([again], decode(pair[0], [prompt[:3]], options, **run))
 
 
 def test_generator_runs_on_it(pair):
     tokenizer = tiny_tokenizer()
-    for model in pair:
-        model.config.backtrack = {"token": "cat", "token_id": BT, "context": "block"}
+    pair[0].config.backtrack = pair[1].backtrack = {"token": "cat", "token_id": BT, "context": "block"}
     torch_side, llama_side = Generator(pair[0], tokenizer), llamacpp.LlamaCppGenerator(pair[1], tokenizer)
     assert llama_side.eos_ids == torch_side.eos_ids and llama_side.context == "block"
     texts, how = ["cat sat", "dog", "on the mat"], {"temperature": 0.0, "max_new_tokens": 12}
@@ -154,9 +156,9 @@ def test_bad_input_is_one_sentence(pair, monkeypatch, tmp_path):
             call(*args, **how)
         assert len(caught.value.sentences) == 1
 
-    refused("prompt of 250 tokens .* 256 tokens.*n_ctx", llamacpp.decode, pair[1], [[5] * 250], OPTIONS,
+    refused("prompt of 250 tokens .* 256 tokens.*n_ctx", decode, pair[1], [[5] * 250], OPTIONS,
             context="soft", **RUN)  # fmt: skip
-    refused("gen.compile is true, but only models of torch", llamacpp.decode, pair[1], PROMPTS,
+    refused("gen.compile is true, but only models of torch", decode, pair[1], PROMPTS,
             replace(OPTIONS, compile=True), context="soft", **RUN)  # fmt: skip
     refused("set model.name_or_path and model.gguf_file", llamacpp.load, ModelArguments(name_or_path="x"))
     refused(

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmhalluc.backtrack import Tape
 from llmhalluc.decoding.operators import (
     OPERATORS,
     BacktrackToken,
@@ -25,9 +24,10 @@ from llmhalluc.decoding.operators import (
     Repetition,
     make_operator,
 )
-from llmhalluc.decoding.rows import Erase, Row, Step
+from llmhalluc.decoding.sequence import Erase, Sequence, Spec, Step
 from llmhalluc.extras.constant import REPOSITORY
 from llmhalluc.extras.errors import UserError
+from llmhalluc.hparams.gen_args import GenArguments
 from tests.decoding.operating import propose, run
 from tests.tiny import tiny_model
 
@@ -35,13 +35,12 @@ EOS = 2
 RULES = [name for name in OPERATORS if name != "never"]
 
 
-def row_of(ids: list[int], logprobs: list[float]) -> Row:
-    """A row that has sampled these ids."""
-    row = Row(0, [5], Tape([5], None, "soft"), random.Random(0), (5, 0), 10**6)
-    for token in ids:
-        row.tape.feed(token)
-    row.logprobs, row.written = list(logprobs), [""] * len(ids)
-    return row
+def sequence_of(ids: list[int], logprobs: list[float]) -> Sequence:
+    """A sequence that has sampled these ids."""
+    sequence = Sequence.begin(Spec(GenArguments(), (), None, "soft"), 0, [5], "0", 10**6)
+    for token, logprob in zip(ids, logprobs, strict=True):
+        sequence.append(token, logprob, None)
+    return sequence
 
 
 def shannon(probabilities):
@@ -73,7 +72,7 @@ REFERENCES = {
 def test_each_rule_says_what_its_slow_reference_says(seed, operator):
     # 4 rows write, are judged together, and erase at random in between: what an operator remembers must rewind.
     rng = random.Random(seed)
-    rows = [row_of([], []) for _ in range(4)]
+    rows = [sequence_of([], []) for _ in range(4)]
     for _ in range(12):
         logits = torch.tensor([[rng.gauss(0, 2) for _ in range(5)] for _ in rows], dtype=torch.float64)
         logits[:, 4] = -math.inf
@@ -82,7 +81,7 @@ def test_each_rule_says_what_its_slow_reference_says(seed, operator):
             token, distribution = rng.randrange(4), row_logits.softmax(-1).tolist()
             row.tape.feed(token)
             row.logprobs.append(math.log(distribution[token]))
-            row.written.append("")
+            row.written_by.append("")
             probabilities = [math.exp(logprob) for logprob in row.logprobs]
             if REFERENCES[operator](row.surviving, probabilities, distribution, row_logits.tolist()):
                 expected[i] = Erase(operator.erase + isinstance(operator, BacktrackToken))
@@ -158,9 +157,9 @@ def documented() -> dict:
     return names
 
 
-def test_the_documented_operator_works(monkeypatch):
-    propose(monkeypatch, [10, 10, 11, 12, 12, 12, 13])
-    (trace,) = run(tiny_model("llama"), [[5]], documented()["no_stutter"])
+def test_the_documented_operator_works():
+    sampler = propose([10, 10, 11, 12, 12, 12, 13])
+    (trace,) = run(tiny_model("llama"), [[5]], documented()["no_stutter"], sampler=sampler)
     assert trace.surviving_ids == [10, 11, 12, 13, EOS]
 
 

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from llmhalluc.decoding.phrases import Automaton, Reader
-from tests.decoding.bpe import TOKENIZERS, extend, row_of, spelt
+from tests.decoding.bpe import TOKENIZERS, extend, sequence_of, spelt
 
 EOS = 2
 
 
 def read(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
     """The text that a reader makes of these ids."""
-    reader, row = Reader(tokenizer, {"x": 0.0}, str, special=False), row_of(ids)
+    reader, row = Reader(tokenizer, {"x": 0.0}, str, special=False), sequence_of(ids)
     reader.read(row)
     return reader.tail(row, 10**6)
 
@@ -61,13 +61,13 @@ def test_the_automaton_finds_what_searching_finds(strings, parts):
 def test_what_a_reader_knows_rewinds_with_the_row(seed, name):
     tokenizer, rng = TOKENIZERS[name](), random.Random(seed)
     strings = dict.fromkeys(["cat", "at s", "é", "the", "猫", "e c"], -math.inf)
-    reader, row = Reader(tokenizer, strings, str.casefold, special=False), row_of([])
+    reader, row = Reader(tokenizer, strings, str.casefold, special=False), sequence_of([])
     for _ in range(12):
         extend(row, spelt(tokenizer, rng.choice(["the cat sat", "é猫", " at", "🐱", "c", "t"]))[: rng.randrange(1, 6)])
         reader.read(row)
-        fresh = row_of(row.surviving)
+        fresh = sequence_of(row.surviving)
         again = Reader(tokenizer, strings, str.casefold, special=False)
         again.read(fresh)
-        assert row.memo[reader] == fresh.memo[again]
+        assert row.operator_state[reader] == fresh.operator_state[again]
         if rng.random() < 0.6:
             row.erase(rng.randrange(1, len(row.surviving) + 1), "test", 0.0)

@@ -9,16 +9,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llmhalluc.decoding import engine
-from llmhalluc.decoding.engine import decode
 from llmhalluc.decoding.operators import Chain, ProbabilityThreshold
 from llmhalluc.decoding.phrases import BannedPhrases, Replace
-from llmhalluc.decoding.rows import Step
+from llmhalluc.decoding.sequence import Step
 from llmhalluc.extras.constant import REPOSITORY
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.gen_args import GenArguments
-from tests.decoding.bpe import TOKENIZERS, byte_tokenizer, extend, row_of, spelt
-from tests.decoding.operating import smollm2
+from tests.decoding.bpe import TOKENIZERS, byte_tokenizer, extend, sequence_of, spelt
+from tests.decoding.operating import decode, propose, smollm2
 from tests.tiny import tiny_model
 
 EOS, BT = 2, 3
@@ -39,7 +37,7 @@ EOS, BT = 2, 3
 )
 def test_erases_back_to_the_token_where_the_phrase_begins(name, text, phrase, left):
     tokenizer = TOKENIZERS[name]()
-    operator, row, ids = BannedPhrases(tokenizer, [phrase]), row_of([]), spelt(tokenizer, text)
+    operator, row, ids = BannedPhrases(tokenizer, [phrase]), sequence_of([]), spelt(tokenizer, text)
     for i, token in enumerate(ids):
         extend(row, [token])
         wish = operator(Step([row], None)).get(0)
@@ -47,17 +45,6 @@ def test_erases_back_to_the_token_where_the_phrase_begins(name, text, phrase, le
     assert wish.must and wish.penalty == -math.inf
     kept = ids[: len(ids) - wish.n]
     assert tokenizer.decode(kept).rstrip("\ufffd").rstrip() == left
-
-
-def propose(monkeypatch, *proposals: list[int]):
-    """Make the engine sample these ids, whatever was erased meanwhile; then eos."""
-    waiting = [list(ids) for ids in proposals]
-
-    def choose(logits_BV, rows, *_):
-        ids = [row.forced[0] if row.forced else (waiting[row.index] or [EOS]).pop(0) for row in rows]
-        return ids, [-1.0] * len(ids)
-
-    monkeypatch.setattr(engine, "choose", choose)
 
 
 def run(tokenizer, operator, prompts=((5,),), options=None, backtrack_id=None, model=None, **kwargs):
@@ -69,11 +56,11 @@ def run(tokenizer, operator, prompts=((5,),), options=None, backtrack_id=None, m
     )  # fmt: skip
 
 
-def test_a_nudge_is_given_once_at_a_place(monkeypatch):
+def test_a_nudge_is_given_once_at_a_place():
     tokenizer = byte_tokenizer()
     cat = spelt(tokenizer, " cat")
-    propose(monkeypatch, spelt(tokenizer, "the") + cat + cat + cat)
-    (trace,) = run(tokenizer, BannedPhrases(tokenizer, {" cat": -2.0}))
+    sampler = propose(spelt(tokenizer, "the") + cat + cat + cat)
+    (trace,) = run(tokenizer, BannedPhrases(tokenizer, {" cat": -2.0}), sampler=sampler)
     # The first is taken back, the second stands, the third is another place: taken back, and then eos comes.
     assert trace.text == "the cat" and [event.n for event in trace.events] == [len(cat)] * 2
 
@@ -81,23 +68,23 @@ def test_a_nudge_is_given_once_at_a_place(monkeypatch):
 def test_a_hard_ban_goes_before_a_nudge():
     tokenizer = byte_tokenizer()
     ids = spelt(tokenizer, "the cat")
-    operator, row = BannedPhrases(tokenizer, {"the cat": -1.0, "at": -math.inf}), row_of(ids)
+    operator, row = BannedPhrases(tokenizer, {"the cat": -1.0, "at": -math.inf}), sequence_of(ids)
     wish = operator(Step([row], None))[0]
     assert wish.must and "cat" not in tokenizer.decode(ids[: -wish.n])
 
 
-def test_a_pattern_waits_for_the_end_of_a_word(monkeypatch):
+def test_a_pattern_waits_for_the_end_of_a_word():
     tokenizer = byte_tokenizer()
     for text, expected in [("the cats sat", "the cats sat"), ("the cat sat", "the sat"), ("the cat", "the")]:
-        propose(monkeypatch, [token for character in text for token in spelt(tokenizer, character)])
-        (trace,) = run(tokenizer, BannedPhrases(tokenizer, patterns=[r"\bcat\b"]))
+        sampler = propose([token for character in text for token in spelt(tokenizer, character)])
+        (trace,) = run(tokenizer, BannedPhrases(tokenizer, patterns=[r"\bcat\b"]), sampler=sampler)
         assert re.sub(" +", " ", trace.text).strip() == expected
 
 
-def test_a_pattern_that_may_go_on_for_ever_is_seen_early(monkeypatch):
+def test_a_pattern_that_may_go_on_for_ever_is_seen_early():
     tokenizer = byte_tokenizer()
-    propose(monkeypatch, spelt(tokenizer, "the cat sat on the mat, the cats"))
-    (trace,) = run(tokenizer, BannedPhrases(tokenizer, patterns=["Cat.*"]))
+    sampler = propose(spelt(tokenizer, "the cat sat on the mat, the cats"))
+    (trace,) = run(tokenizer, BannedPhrases(tokenizer, patterns=["Cat.*"]), sampler=sampler)
     assert "cat" not in trace.text and all(event.n < 6 for event in trace.events)
 
 
@@ -143,11 +130,11 @@ def test_of_5000_phrases_none_appears(seed, context, every, name, in_company):
         assert not [pattern for pattern in patterns if re.search(pattern, trace.text, re.IGNORECASE)]
 
 
-def test_a_budget_that_is_used_up_ends_the_row_before_the_phrase(monkeypatch):
+def test_a_budget_that_is_used_up_ends_the_sequence_before_the_phrase():
     tokenizer = byte_tokenizer()
     cat = spelt(tokenizer, " cat")
-    propose(monkeypatch, spelt(tokenizer, "the") + cat * 9)
-    (trace,) = run(tokenizer, BannedPhrases(tokenizer, ["cat"]), options=GenArguments(max_erasures=2 * len(cat)))
+    sampler, options = propose(spelt(tokenizer, "the") + cat * 9), GenArguments(max_erasures=2 * len(cat))
+    (trace,) = run(tokenizer, BannedPhrases(tokenizer, ["cat"]), options=options, sampler=sampler)
     assert trace.finish_reason == "budget" and trace.text.strip() == "the"
 
 

@@ -4,10 +4,11 @@ import pytest
 
 from llmhalluc.decoding.operators import Chain
 from llmhalluc.decoding.phrases import Replace
-from llmhalluc.decoding.rows import Erase, Step
+from llmhalluc.decoding.sequence import Erase, Step
 from llmhalluc.extras.errors import UserError
-from tests.decoding.bpe import TOKENIZERS, byte_tokenizer, row_of, spelt
-from tests.decoding.test_phrases import propose, run
+from tests.decoding.bpe import TOKENIZERS, byte_tokenizer, sequence_of, spelt
+from tests.decoding.operating import propose
+from tests.decoding.test_phrases import run
 
 EOS, BT = 2, 3
 
@@ -24,14 +25,14 @@ EOS, BT = 2, 3
         ("a 猫 sat", "猫", "cat", "a cat sat"),
     ],
 )
-def test_replace_writes_instead(monkeypatch, name, text, find, write, expected):
+def test_replace_writes_instead(name, text, find, write, expected):
     tokenizer = TOKENIZERS[name]()
-    propose(monkeypatch, spelt(tokenizer, text))
-    (trace,) = run(tokenizer, Replace(tokenizer, find, write), prompts=[spelt(tokenizer, "the ")])
+    sampler = propose(spelt(tokenizer, text))
+    (trace,) = run(tokenizer, Replace(tokenizer, find, write), prompts=[spelt(tokenizer, "the ")], sampler=sampler)
     assert trace.text.strip() == expected and trace.finish_reason == "eos"
 
 
-def test_replace_counts_and_forces_the_budget(monkeypatch):
+def test_replace_counts_and_forces_the_budget():
     tokenizer = byte_tokenizer()
     thought, end = spelt(tokenizer, "hm"), spelt(tokenizer, "</think>")
     script = [thought + end + thought + [EOS] + thought + end + spelt(tokenizer, " ok")]
@@ -41,28 +42,27 @@ def test_replace_counts_and_forces_the_budget(monkeypatch):
         (2, 2, "hm Wait, buthm Wait, buthm</think> ok"),
         (3, None, "hm Wait, buthm Wait, buthm Wait, but ok"),
     ]:
-        propose(monkeypatch, *script)
         operator = Replace(tokenizer, "</think>", " Wait, but", least, most)
-        (trace,) = run(tokenizer, operator)
+        (trace,) = run(tokenizer, operator, sampler=propose(*script))
         assert (trace.text, trace.finish_reason) == (expected, "eos")
         assert len(trace.logprobs) == len(trace.completion_ids)
 
 
-def test_a_replacement_that_is_erased_counts_no_more(monkeypatch):
+def test_a_replacement_that_is_erased_counts_no_more():
     tokenizer = byte_tokenizer()
     a, b, c = (spelt(tokenizer, text)[0] for text in "abc")
 
     def start_again(step):
-        return {i: Erase(99, 0.0) for i, row in enumerate(step.rows) if row.surviving[-1] == c}
+        return {i: Erase(99, 0.0) for i, row in enumerate(step.sequences) if row.surviving[-1] == c}
 
-    propose(monkeypatch, [a, a, c, a, a])
-    (trace,) = run(tokenizer, Chain(Replace(tokenizer, "a", "b", at_most=1), start_again))
+    operator = Chain(Replace(tokenizer, "a", "b", at_most=1), start_again)
+    (trace,) = run(tokenizer, operator, sampler=propose([a, a, c, a, a]))
     assert trace.surviving_ids == [b, a, EOS]
 
 
 def test_a_replacement_of_a_special_token():
     tokenizer = byte_tokenizer()
-    operator, row = Replace(tokenizer, "<|BACKTRACK|>", "no"), row_of([*spelt(tokenizer, "the"), BT])
+    operator, row = Replace(tokenizer, "<|BACKTRACK|>", "no"), sequence_of([*spelt(tokenizer, "the"), BT])
     wish = operator(Step([row], None))[0]
     assert wish.n == 1 and tokenizer.decode(wish.write) == "no"
 

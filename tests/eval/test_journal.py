@@ -2,7 +2,7 @@
 
 import torch
 
-from llmhalluc.decoding.rows import Erasure, Trace
+from llmhalluc.decoding.sequence import Erasure, Trace
 from llmhalluc.eval.journal import Journal
 from llmhalluc.models.helper import fingerprint
 from tests.tiny import tiny_model

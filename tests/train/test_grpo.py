@@ -14,7 +14,7 @@ from trl.trainer.utils import use_adapter
 from llmhalluc.backtrack import CONTEXTS, apply_backtracking
 from llmhalluc.data.problems import Problem
 from llmhalluc.decoding import sampling
-from llmhalluc.decoding.rows import Trace
+from llmhalluc.decoding.sequence import Trace
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.hparams.model_args import ModelArguments
 from llmhalluc.models.context import apply_context
@@ -126,29 +126,30 @@ def test_law3_log_probabilities_are_the_engines_own(tmp_path, monkeypatch, famil
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("gen", [{}, {"max_erasures": 2}, {"backtrack": False}, {"ban_erased": False}], ids=str)
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_rollouts_are_scored_with_the_distribution_that_they_were_sampled_from(
-    tmp_path, monkeypatch, context, gen, temperature
-):
+def test_rollouts_are_scored_with_the_distribution_that_they_were_sampled_from(tmp_path, context, gen, temperature):
     run, sampled = trainer(tmp_path, context, gen=gen, temperature=temperature), defaultdict(list)
-    choose = sampling._choose
 
-    def record(logits_BV, rows, options, erase_id, backtrack_id):
-        tokens = choose(logits_BV, rows, options, erase_id, backtrack_id)
+    def record(logits_BV, sequences, spec):
+        tokens = sampling.sample(logits_BV, sequences, spec)
         logits_BV = logits_BV.clone()
-        for i, token, value in sampling.penalties(rows, options, erase_id, backtrack_id, VOCABULARY):
-            logits_BV[i, token] += value
+        if spec.erase_id is None:
+            logits_BV[:, BT] = -torch.inf
+        for i, sequence in enumerate(sequences):
+            for token, value in sequence.tape.penalties_here(VOCABULARY - (spec.erase_id is None)).items():
+                logits_BV[i, token] += value
         logprobs_BV = (logits_BV / temperature).log_softmax(-1)
-        for row, token, logprobs in zip(rows, tokens, logprobs_BV, strict=True):
+        for sequence, token, logprobs in zip(sequences, tokens, logprobs_BV, strict=True):
             entropy = -(logprobs.exp() * logprobs)[logprobs > -torch.inf].sum()
-            sampled[row.index].append((logprobs[token].item(), entropy.item()))
+            sampled[sequence.key].append((logprobs[token].item(), entropy.item()))
         return tokens
 
-    monkeypatch.setattr(sampling, "_choose", record)
+    run.settings = run.settings._replace(sampler=record)
     traces = rollouts(run, 8)
+    keys = [f"{i} {problem.key}" for i in range(8) for problem in PROBLEMS]
     assert any(BT in trace.completion_ids for trace in traces) == gen.get("backtrack", True)
     logps, entropies, real = score(run, run.model, traces)
     for i in range(len(traces)):
-        expected = torch.tensor(sampled[i], dtype=torch.float64)
+        expected = torch.tensor(sampled[keys[i]], dtype=torch.float64)
         torch.testing.assert_close(logps[i][real[i]], expected[:, 0], rtol=0, atol=1e-9)
         torch.testing.assert_close(entropies[i][real[i]], expected[:, 1], rtol=0, atol=1e-9)
     assert torch.isfinite(torch.autograd.grad((logps - entropies).sum(), run.model.lm_head.weight)[0]).all()

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from trl import GRPOConfig
 
 from llmhalluc.backtrack import CONTEXTS, unoffered
-from llmhalluc.decoding import emit
-from llmhalluc.decoding.sampling import penalties
+from llmhalluc.decoding.sequence import Sequence
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.train.rollout import REFUSED, rollout_settings
@@ -28,16 +27,18 @@ def rules(given_keys=None, context="block", args=ARGS):
 def test_what_was_not_offered_is_what_the_engine_bans(context, ban_erased, max_erasures, backtrack, seed):
     gen = {"ban_erased": ban_erased, "max_erasures": max_erasures, "backtrack": backtrack}
     made, rng = rules(gen, context), random.Random(seed)
-    engine = emit.Rules(made.options, frozenset({2}), BT, context, None)
-    row, bans = emit.new_row(engine, 0, [1], "key", made.options.max_new_tokens), []
-    while not row.finish_reason:
-        found = penalties([row], made.options, engine.erase_id, BT, VOCABULARY)
-        assert all(value == -math.inf for *_, value in found)
-        bans.append(sorted(token for _, token, _ in found))
+    spec = made.spec([2])
+    sequence, bans = Sequence.begin(spec, 0, [1], "key", made.options.max_new_tokens), []
+    while not sequence.finish_reason:
+        found = {} if backtrack else {BT: -math.inf}  # never offered, wherever a sequence is
+        found |= sequence.tape.penalties_here(VOCABULARY - len(found))
+        assert all(value == -math.inf for value in found.values())
+        assert not backtrack or sequence.tape.nothing_to_add() == (not found) or found.keys() != {BT}
+        bans.append(sorted(found))
         left = [token for token in range(VOCABULARY) if token not in bans[-1]]
-        emit.write(engine, row, rng.choice([token for token in left if token == BT] * 3 + left), 0.0, [])
-        emit.end(engine, row)
-    said = unoffered(row.completion_ids, BT, ban_erased, made.max_erasures, VOCABULARY)
+        sequence.append(rng.choice([token for token in left if token == BT] * 3 + left), 0.0, spec.erase_id)
+        sequence.end(spec)
+    said = unoffered(sequence.completion_ids, BT, ban_erased, made.max_erasures, VOCABULARY)
     assert [sorted(gone) for gone in said] == bans
 
 

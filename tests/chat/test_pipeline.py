@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmhalluc.decoding.chat import ChatPipeline
+from llmhalluc.chat.pipeline import ChatPipeline
 from llmhalluc.decoding.generator import Generator
 from llmhalluc.extras.errors import UserError
 from tests.decoding.bpe import byte_tokenizer

@@ -19,12 +19,12 @@ import torch
 from transformers import AutoTokenizer
 
 from llmhalluc.backtrack import CONTEXTS, apply_backtracking, replay
-from llmhalluc.decoding import server as remote
-from llmhalluc.decoding.engine import decode
-from llmhalluc.decoding.server import decode_remote
+from llmhalluc.decoding import remote
+from llmhalluc.decoding.remote import Server
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.models.helper import local_folder
+from tests.decoding.operating import SPEC, decode, spec_of
 from tests.decoding.test_llamacpp import write_gguf
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -32,6 +32,13 @@ BT, EOS = 63, 2
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
 OPTIONS = GenArguments(max_new_tokens=20, backtrack_bias=3.0, max_erasures=9)
 RUN = {"eos_ids": [EOS], "backtrack_id": BT}
+
+
+def decode_remote(url, prompts, options, **how):
+    """`remote.decode_remote`; keywords of a Spec make one, those of a Server another."""
+    server = Server(url, **{key: how.pop(key) for key in list(how) if key in Server.__dataclass_fields__})
+    spec = spec_of(options, **{key: how.pop(key) for key in SPEC if key in how})
+    return remote.decode_remote(server, prompts, spec, **how)
 
 
 @torch.inference_mode()

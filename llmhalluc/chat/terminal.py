@@ -79,7 +79,7 @@ def chat(argv: list[str]) -> None:
 
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-    from llmhalluc.decoding.chat import ChatPipeline
+    from llmhalluc.chat.pipeline import ChatPipeline
     from llmhalluc.decoding.generator import Generator
 
     if not args.verbose:
@@ -94,8 +94,8 @@ def chat(argv: list[str]) -> None:
         generator = Generator.from_pretrained(section.pop("name_or_path"), context=args.context, **section)
     about = "with BACKTRACK" if generator.backtrack_id is not None else "without BACKTRACK"
     logger.info(
-        "%s (%s, %s) on %s in %s, context %s, %.1f s", args.model, generator.model.config.model_type, about,
-        generator.model.device, generator.model.dtype, generator.context, time.monotonic() - begun,
+        "%s (%s, %s) on %s in %s, context %s, %.1f s", args.model, generator.backend.name, about,
+        generator.backend.device, generator.backend.dtype, generator.context, time.monotonic() - begun,
     )  # fmt: skip
     sys.stdin.reconfigure(errors="replace")
     session = Session(ChatPipeline(generator, args.system, args.raw), settings)
