@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from llmhalluc.decoding.sequence import Output
 from llmhalluc.extras.errors import UserError
+from llmhalluc.models.transformers_patches import attention_kernel
 
 PREFILL_TOKENS = 4096  # most prompt tokens, padding included, of one forward
 GROWTH = 64  # columns are added in steps of this, and of an eighth of what is there; a fixed cache doubles
@@ -275,9 +276,9 @@ def mask_maker(model: PreTrainedModel) -> Callable[[torch.Tensor, int, bool], to
             f"the model ({config.model_type}) has {', '.join(sorted(unknown))} layers, which keep more than keys and "
             "values: this decoding loop cannot erase in them; evaluate it with the harness's own model class hf"
         )
-    if config._attn_implementation not in ("sdpa", "eager"):
-        raise UserError(f"model.attn_implementation is {config._attn_implementation}, decoding takes sdpa or eager")
-    eager, dtype = config._attn_implementation == "eager", model.dtype
+    kernel, dtype = attention_kernel(config), model.dtype
+    if kernel not in ("sdpa", "eager"):
+        raise UserError(f"model.attn_implementation is {kernel}, decoding takes sdpa or eager")
     lowest = torch.finfo(dtype).min
 
     def mask(positions_B, highest, same, kind):
@@ -288,7 +289,11 @@ def mask_maker(model: PreTrainedModel) -> Callable[[torch.Tensor, int, bool], to
         if kind == "sliding_attention":
             seen_BW &= columns_W > positions_B[:, None] - window
         seen = seen_BW[:, None, None]
-        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, lowest) if eager else seen
+        return (
+            torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, lowest)
+            if kernel == "eager"
+            else seen
+        )
 
     if len(kinds) == 1:
         return lambda positions_B, highest, same: mask(positions_B, highest, same, kinds[0])

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from llmhalluc.decoding.backend import SlotCache, TorchBackend, TorchSlots
 from llmhalluc.decoding.sequence import Output
 from llmhalluc.extras.errors import UserError
+from llmhalluc.models.transformers_patches import compiles_whole
 
 MOST_SIZES = 64  # numbers of (slots, columns) that one process may compile a model for; torch's own limit is 8
 
@@ -70,4 +71,4 @@ def _compiled(model: PreTrainedModel, masks: Callable) -> Callable[[torch.Tensor
         ).logits[:, -1]  # fmt: skip
 
     mode = "reduce-overhead" if model.device.type == "cuda" else None
-    return torch.compile(step, dynamic=False, fullgraph=model._can_compile_fullgraph, mode=mode)
+    return torch.compile(step, dynamic=False, fullgraph=compiles_whole(model), mode=mode)
