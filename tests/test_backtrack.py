@@ -10,6 +10,7 @@ from llmhalluc.backtrack import (
     IGNORE,
     Tape,
     apply_backtracking,
+    erasures,
     inject_error,
     labels,
     layout,
@@ -184,6 +185,35 @@ def test_unknown_names_are_refused():
             call()
     with pytest.raises(ValueError, match=", ".join(ERROR_LABELS)):
         labels([1], [2], BT, "drop")
+
+
+@given(traces, st.data())
+def test_erasures_say_who_erased_what_and_when(trace, data):
+    spelled, events, standing = [], [], []  # as if an operator's erasures were BACKTRACKs, and whose each one is
+    for i, token in enumerate(trace):
+        spelled.append((token, i))
+        if token == BT and standing:
+            events.append((i + 1, 1, "BACKTRACK"))
+        standing = slow_replay([token for token, _ in spelled])
+        count = data.draw(st.integers(0, min(2, len(standing)))) if data.draw(st.booleans()) else 0
+        if count:
+            events.append((i + 1, count, "rule"))
+            spelled += [(BT, i)] * count
+            standing = slow_replay([token for token, _ in spelled])
+    found = erasures(trace, BT, events)
+    ids = [token for token, _ in spelled]
+    kept = {spelled[j][1] for j in slow_replay(ids)}
+    assert {erased.token for erased in found} == {i for i, t in enumerate(trace) if t != BT} - kept
+    assert [(at, source) for _, at, source in found] == [(at, source) for at, n, source in events for _ in range(n)]
+    assert all(erased.token < erased.at for erased in found)
+
+
+def test_erasures_of_a_small_trace():
+    assert erasures([7, 8, BT, 9], BT) == [(1, 3, "BACKTRACK")]
+    assert erasures([7, 8, BT, 9, 5], BT, [(3, 1, "BACKTRACK"), (4, 2, "rule")]) == [
+        (1, 3, "BACKTRACK"), (3, 4, "rule"), (0, 4, "rule"),
+    ]  # fmt: skip
+    assert erasures([BT, 7], BT) == [] and erasures([3, 4], None, [(2, 1, "rule")]) == [(1, 2, "rule")]
 
 
 @given(traces, st.booleans(), st.integers(0, 4), st.integers(1, 12))

@@ -7,7 +7,7 @@ means to the cache is `backtrack.Tape`'s to say; the cache is a backend's (backe
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +17,9 @@ from llmhalluc.decoding.sampling import logprobs_of, sample
 from llmhalluc.decoding.sequence import Event, Output, Sequence, Spec, Trace, check_prompts
 from llmhalluc.decoding.wishes import grant_wishes, leave_dead_ends
 from llmhalluc.extras.errors import UserError
+
+if TYPE_CHECKING:
+    from llmhalluc.decoding.hidden import Scorer
 
 REVISITED = 4  # places whose logits a sequence keeps, so that erasing back to them costs no forward
 
@@ -115,6 +118,15 @@ class Engine:
                 events.append(Event(self.running[i], "end", self.running[i].trace(self.spec.tokenizer)))
             self._release(ended)
         return events
+
+    def score(self, scorer: "Scorer", sequences: list[Sequence] | None = None) -> Any:
+        """What the scorer says of sequences that have run (default: those that run now).
+
+        It sees what an operator sees: the hidden states that the newest token of each was sampled from.
+        """
+        judged = self.running if sequences is None else sequences
+        hidden = {name: torch.stack([sequence.hidden[name] for sequence in judged]) for name in self.spec.layers}
+        return scorer(judged, hidden)
 
     def _write(self, sequences: list[Sequence], output: Output, events: list[Event]) -> None:
         """Sample a token for each sequence, or take an operator's, and let the operator judge it."""

@@ -76,10 +76,15 @@ def from_pretrained(auto: Any, key: str, name: str, args: ModelArguments, **opti
 
 
 def ship_generate(folder: str | Path) -> None:
-    """Put our decoding loop beside a saved model, so that stock `generate(custom_generate=folder)` erases too."""
-    target = Path(folder) / "custom_generate" / "generate.py"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(constant.PACKAGE / "decoding" / "custom_generate" / "generate.py", target)
+    """Put our decoding loop beside a saved model, so that stock `generate(custom_generate=folder)` erases too.
+
+    It brings `backtrack.py` along, and imports it from beside itself.
+    """
+    target, source = Path(folder) / "custom_generate", constant.PACKAGE / "decoding" / "custom_generate" / "generate.py"
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(constant.PACKAGE / "backtrack.py", target / "backtrack.py")
+    text = source.read_text(encoding="utf-8").replace("from llmhalluc.backtrack import", "from .backtrack import")
+    (target / "generate.py").write_text(text, encoding="utf-8")
 
 
 def fingerprint(model: torch.nn.Module) -> str:

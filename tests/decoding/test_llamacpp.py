@@ -1,5 +1,6 @@
 """llama.cpp behind the engine: the traces, logits and erasures of the torch engine on the same weights."""
 
+import importlib.util
 import random
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.hparams.model_args import ModelArguments
 from llmhalluc.models.helper import local_folder
+from tests.decoding.fake_llama import FakeLlama, fake_library
 from tests.decoding.operating import decode, stream
 from tests.decoding.test_engine import layout_logits, random_trace, scripted
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -64,15 +66,24 @@ def write_gguf(model, path):
     writer.close()
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """The same weights twice: in torch (float32) and in llama.cpp (float32, the cache too)."""
-    llama_cpp = pytest.importorskip("llama_cpp", reason="needs the extra llamacpp")
-    path, model = tmp_path_factory.mktemp("gguf") / "tiny.gguf", tiny_model("qwen3", dtype=torch.float32)
+def backend_over(model, path):
+    """llama.cpp (float32, the cache too) over the weights of a Qwen3 model, or what stands for it."""
     write_gguf(model, path)
+    if importlib.util.find_spec("llama_cpp") is None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(llamacpp, "_library", lambda: fake_library(EOS))
+            return llamacpp.LlamaCppBackend(FakeLlama(model, str(path)))
+    llama_cpp = importlib.import_module("llama_cpp")
     f32 = llama_cpp.GGML_TYPE_F32
     llama = llama_cpp.Llama(str(path), n_ctx=256, n_threads=1, type_k=f32, type_v=f32, verbose=False)
-    return model, llamacpp.LlamaCppBackend(llama)
+    return llamacpp.LlamaCppBackend(llama)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The same weights twice: in torch and in llama.cpp."""
+    model = tiny_model("qwen3", dtype=torch.float32)
+    return model, backend_over(model, tmp_path_factory.mktemp("gguf") / "tiny.gguf")
 
 
 def same(traces, expected):
@@ -160,6 +171,8 @@ def test_bad_input_is_one_sentence(pair, monkeypatch, tmp_path):
             context="soft", **RUN)  # fmt: skip
     refused("gen.compile is true, but only models of torch", decode, pair[1], PROMPTS,
             replace(OPTIONS, compile=True), context="soft", **RUN)  # fmt: skip
+    if importlib.util.find_spec("llama_cpp") is None:
+        monkeypatch.setattr(llamacpp, "_library", lambda: fake_library(EOS))
     refused("set model.name_or_path and model.gguf_file", llamacpp.load, ModelArguments(name_or_path="x"))
     refused(
         "holds tiny", llamacpp.load, ModelArguments(name_or_path=pair[1].path.rsplit("/", 1)[0], gguf_file="a.gguf")

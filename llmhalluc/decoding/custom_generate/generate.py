@@ -1,16 +1,18 @@
 """Generation with a backspace for stock transformers: `model.generate(**inputs, custom_generate=FOLDER)`.
 
-FOLDER is a checkpoint that carries this file; transformers asks for `trust_remote_code=True` beside it. The file needs
-torch and transformers alone. Which token is BACKTRACK and what the model still sees of erased text stands in the
-model's config: `backtrack = {"token", "token_id", "context"}`. Shapes: B rows, T tokens, V vocabulary.
+FOLDER is a checkpoint that carries this file and, beside it, `backtrack.py`; transformers asks for
+`trust_remote_code=True`. They need torch and transformers alone. Which token is BACKTRACK and what the model still sees
+of erased text stands in the model's config: `backtrack = {"token", "token_id", "context"}`. Shapes: B sequences, T
+tokens, V vocabulary.
 """
 
 import inspect
-import math
 
 import torch
 from transformers import DynamicCache, GenerationMixin, StoppingCriteriaList, StopStringCriteria
 from transformers.generation import GenerateDecoderOnlyOutput
+
+from llmhalluc.backtrack import CONTEXTS, Tape
 
 
 def generate(*args, model, **kwargs):
@@ -49,7 +51,7 @@ def backtrack_generate(
     Prompts are padded on the left. BACKTRACK is offered where it has something to erase, `max_erasures` times at
     most (default: half of the new tokens), which count every token emitted; with `ban_erased` an erased token is not
     offered again at its place while its prefix stands. Logits processors and stopping criteria read the surviving
-    text. `context` overrides the config's; `return_trace` answers with the tokens as emitted, BACKTRACKs and erased
+    text. `context` overrides the config's; `return_trace` returns the tokens as emitted, BACKTRACKs and erased
     ones included. Raises ValueError for a model without BACKTRACK and for what erasing cannot be combined with.
     """
     record = getattr(model.config, "backtrack", None)
@@ -58,18 +60,56 @@ def backtrack_generate(
     backtrack_id, context = record["token_id"], context or record["context"]
     width, limit = input_ids.shape[1], generation_config.max_length - input_ids.shape[1]
     _check(model, model_kwargs, generation_config, context)
-    max_erasures = limit // 2 if max_erasures is None else max_erasures
     mask_BT = model_kwargs.get("attention_mask")
     mask_BT = torch.ones_like(input_ids) if mask_BT is None else mask_BT
     if not mask_BT[:, -1].all():
         raise ValueError("attention_mask ends in 0, so prompts are padded on the right: use padding_side='left'")
-    prompts = [ids[kept.bool()].tolist() for ids, kept in zip(input_ids, mask_BT, strict=True)]
-    rows = [_Row(prompt_ids, width - 1, backtrack_id, context) for prompt_ids in prompts]
+    max_erasures = limit // 2 if max_erasures is None else max_erasures
+    sequences = [
+        _Sequence(Tape(ids[kept.bool()].tolist(), backtrack_id, context, ban_erased, max_erasures), kept)
+        for ids, kept in zip(input_ids, mask_BT, strict=True)
+    ]
     device, pad_id = input_ids.device, generation_config._pad_token_tensor
     pad_id = 0 if pad_id is None else int(pad_id)
-    seen = torch.cat([mask_BT, mask_BT.new_ones(len(rows), limit)], dim=1)
+    seen = torch.cat([mask_BT, mask_BT.new_ones(len(sequences), limit)], dim=1)
+    logits_of = _forward(model, seen, "logits_to_keep" in model_kwargs)
+    logits_BV = logits_of(input_ids, (mask_BT.cumsum(-1) - 1).clamp(min=0))
+    for emitted in range(limit):
+        scores_BV = logits_BV.clone()
+        for i, sequence in enumerate(sequences):
+            for token, penalty in sequence.tape.penalties_here(scores_BV.shape[1]).items():
+                scores_BV[i, token] += penalty
+        scores_BV = logits_processor(_texts(sequences, input_ids), scores_BV)
+        if generation_config.do_sample:
+            tokens_B = torch.multinomial(scores_BV.softmax(-1), num_samples=1)[:, 0]
+        else:
+            tokens_B = scores_BV.argmax(-1)
+        feeds = []
+        for i, (sequence, token) in enumerate(zip(sequences, tokens_B.tolist(), strict=True)):
+            feed, hidden = ((pad_id, 0), []) if sequence.done else sequence.write(token, width + emitted)
+            feeds.append(feed)
+            seen[i, hidden] = 0
+        stops = stopping_criteria(_texts(sequences, input_ids), scores_BV).tolist()
+        for sequence, stop in zip(sequences, stops, strict=True):
+            sequence.done |= stop and sequence.trace[-1] != backtrack_id
+        if emitted + 1 == limit or all(sequence.done for sequence in sequences):
+            break
+        ids_B, positions_B = torch.tensor(feeds, device=device).unbind(1)
+        logits_BV = logits_of(ids_B[:, None], positions_B[:, None])
+    completions = [sequence.trace if return_trace else sequence.tape.surviving for sequence in sequences]
+    longest = max(map(len, completions))
+    padded = input_ids.new_tensor([ids + [pad_id] * (longest - len(ids)) for ids in completions])
+    texts_BT = torch.cat([input_ids, padded.view(len(sequences), longest)], dim=1)
+    return GenerateDecoderOnlyOutput(sequences=texts_BT) if generation_config.return_dict_in_generate else texts_BT
+
+
+def _forward(model, seen, keeps_one):
+    """A function (ids, positions) (B, T) -> logits (B, V) of the next tokens; a cache grows with it.
+
+    seen: (B, columns) 1 where a column of the cache is in sight.
+    """
     cache = DynamicCache(config=model.config)
-    keep_one = {"logits_to_keep": 1} if "logits_to_keep" in model_kwargs else {}
+    keep_one = {"logits_to_keep": 1} if keeps_one else {}
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     def logits_of(ids_BT, positions_BT):
@@ -79,112 +119,51 @@ def backtrack_generate(
             input_ids=ids_BT.to(model.device), attention_mask=seen[:, :columns].to(model.device),
             past_key_values=cache, use_cache=True, return_dict=True, **more, **keep_one,
         )  # fmt: skip
-        return out.logits[:, -1].to(device, torch.float32)
+        return out.logits[:, -1].to(ids_BT.device, torch.float32)
 
-    logits_BV = logits_of(input_ids, (mask_BT.cumsum(-1) - 1).clamp(min=0))
-    for emitted in range(limit):
-        scores_BV = logits_BV.clone()
-        for i, row in enumerate(rows):
-            if banned := row.banned(max_erasures, scores_BV.shape[1]):
-                scores_BV[i, banned] = -math.inf
-        scores_BV = logits_processor(_texts(rows, input_ids), scores_BV)
-        if generation_config.do_sample:
-            tokens_B = torch.multinomial(scores_BV.softmax(-1), num_samples=1)[:, 0]
-        else:
-            tokens_B = scores_BV.argmax(-1)
-        column, feeds = width + emitted, []
-        for i, (row, token) in enumerate(zip(rows, tokens_B.tolist(), strict=True)):
-            feeds.append((pad_id, 0) if row.done else row.write(token, column, ban_erased))
-            if row.hidden:
-                seen[i, row.hidden] = 0
-                row.hidden = []
-        for row, stops in zip(rows, stopping_criteria(_texts(rows, input_ids), scores_BV).tolist(), strict=True):
-            row.done |= stops and row.trace[-1] != backtrack_id
-        if emitted + 1 == limit or all(row.done for row in rows):
-            break
-        ids_B, positions_B = torch.tensor(feeds, device=device).unbind(1)
-        logits_BV = logits_of(ids_B[:, None], positions_B[:, None])
-    completions = [row.trace if return_trace else row.surviving for row in rows]
-    longest = max(map(len, completions))
-    padded = input_ids.new_tensor([ids + [pad_id] * (longest - len(ids)) for ids in completions]).view(
-        len(rows), longest
-    )
-    sequences = torch.cat([input_ids, padded], dim=1)
-    return GenerateDecoderOnlyOutput(sequences=sequences) if generation_config.return_dict_in_generate else sequences
+    return logits_of
 
 
-class _Row:
-    """One completion on its way, after a prompt that ends in `last_column` of the cache."""
+class _Sequence:
+    """One completion, after a prompt that lies in the `kept` columns of the cache."""
 
-    def __init__(self, prompt_ids, last_column, backtrack_id, context):
-        if not prompt_ids:
+    def __init__(self, tape, kept):
+        if not tape.columns:
             raise ValueError("a prompt is empty: give it at least one token")
-        self.prompt_ids, self.backtrack_id, self.context = prompt_ids, backtrack_id, context
-        self.trace, self.surviving, self.erased, self.done = [], [], 0, False
-        self.columns = []  # cache column and position of each surviving token
-        self.last_column, self.position = last_column, len(prompt_ids) - 1  # the latter: of the newest row
-        self.hidden, self.hidden_next = [], []  # columns that go out of sight now; when the run of BACKTRACKs ends
-        self.bans = {}  # number of surviving tokens -> ids that are not offered there
+        self.tape, self.trace, self.done = tape, [], False
+        self.prompt_ids = tape.columns[:]
+        self.columns = kept.nonzero()[:, 0].tolist()  # in which each position lies that the newest row sees
 
-    def banned(self, max_erasures, vocabulary):
-        """The ids that may not come next."""
-        place = len(self.surviving)
-        no_erasure = not place or self.erased >= max_erasures
-        here = self.bans.get(place, ())
-        # Where nothing at all would be left the bans are lifted: a text must end.
-        here = list(here) if len(here) + no_erasure < vocabulary else []
-        return here + [self.backtrack_id] * no_erasure
+    def write(self, token, column):
+        """Append a token, whose row will lie in `column`; return what is fed for it, and the columns it hides.
 
-    def write(self, token, column, ban_erased):
-        """Append a token, whose row will lie in `column`; answer the id and the position that are fed for it."""
+        The cache only grows: whatever lay at this position or later goes out of sight.
+        """
         self.trace.append(token)
-        if token != self.backtrack_id:
-            self.hidden += self.hidden_next
-            self.hidden_next = []
-            place = len(self.prompt_ids) + len(self.surviving)
-            self.position = self.position + 1 if self.context == "soft" else place
-            self.surviving.append(token)
-            self.columns.append((column, self.position))
-            return token, self.position
-        erased, (erased_column, _) = self.surviving.pop(), self.columns.pop()
-        self.erased += 1
-        place = len(self.surviving)
-        self.bans = {p: ids for p, ids in self.bans.items() if p <= place}
-        if ban_erased:
-            self.bans.setdefault(place, set()).add(erased)
-        if self.context != "rewind":
-            self.hidden_next += [erased_column, column] if self.context == "block" else []
-            self.position += 1
-            return token, self.position
-        # The surviving top is fed again in its own position; its older copy goes with the erased token.
-        self.hidden.append(erased_column)
-        if self.surviving:
-            old_column, self.position = self.columns[-1]
-            self.columns[-1] = (column, self.position)
-        else:
-            old_column, self.position = self.last_column, len(self.prompt_ids) - 1
-            self.last_column = column
-        self.hidden.append(old_column)
-        return (self.prompt_ids + self.surviving)[-1], self.position
+        feed = self.tape.feed(token)
+        position = feed[1]
+        hidden = self.columns[position:]
+        self.columns[position:] = [column]
+        return feed, hidden
 
 
-def _texts(rows, input_ids):
+def _texts(sequences, input_ids):
     """(B, T) the prompts as given, padding included, and the surviving ids.
 
-    Between padding and prompt a row that has erased more gets copies of the prompt's first id, which no penalty counts.
+    Between padding and prompt one that has erased more gets copies of the prompt's first id, which no penalty counts.
     """
-    longest, texts = max(len(row.surviving) for row in rows), []
-    for row, given in zip(rows, input_ids.tolist(), strict=True):
-        n_padding = len(given) - len(row.prompt_ids)
-        fill = row.prompt_ids[:1] * (longest - len(row.surviving))
-        texts.append(given[:n_padding] + fill + row.prompt_ids + row.surviving)
+    longest, texts = max(len(sequence.tape.surviving) for sequence in sequences), []
+    for sequence, given in zip(sequences, input_ids.tolist(), strict=True):
+        n_padding = len(given) - len(sequence.prompt_ids)
+        fill = sequence.prompt_ids[:1] * (longest - len(sequence.tape.surviving))
+        texts.append(given[:n_padding] + fill + sequence.prompt_ids + sequence.tape.surviving)
     return input_ids.new_tensor(texts)
 
 
 def _check(model, model_kwargs, generation_config, context):
     """Raise ValueError for what this loop cannot do."""
-    if context not in ("soft", "block", "rewind"):
-        raise ValueError(f"context is {context!r}, expected soft, block or rewind")
+    if context not in CONTEXTS:
+        raise ValueError(f"context is {context!r}, expected {', '.join(CONTEXTS)}")
     if generation_config.num_beams > 1:
         raise ValueError(f"num_beams is {generation_config.num_beams}, but erasing goes with one beam: set num_beams=1")
     given = model_kwargs.get("past_key_values")
