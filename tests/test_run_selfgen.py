@@ -25,7 +25,7 @@ def test_mistakes_are_sentences():
     )
     assert code == 2
     assert sorted(errors.splitlines(), reverse=True) == [
-        "error: selfgen.locater is no key; the nearest is selfgen.locator",
+        "error: selfgen.locater is no key; did you mean selfgen.locator?",
         "error: selfgen.clean_share is 1, expected a number in [0, 1)",
         "error: model.name_or_path is ./no/such/model, a folder that does not exist: correct the path",
     ]

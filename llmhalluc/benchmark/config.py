@@ -16,16 +16,19 @@ from llmhalluc.hparams.benchmark_args import BenchmarkArguments, EvaluationArgum
 from llmhalluc.hparams.data_args import DataArguments
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.hparams.help import help_text
+from llmhalluc.hparams.mapping import accepts, check_mapping, keys_of, make
 from llmhalluc.hparams.model_args import ModelArguments
 
 SECTIONS: dict[str, Any] = {
     "model_kwargs": ModelArguments, "generation": GenArguments, "evaluation": EvaluationArguments, "hpo": HpoArguments,
 }  # fmt: skip
+# What the sections of a benchmark are called in other YAMLs.
+ALIASES = {"model_kwargs": "model", "generation": "gen", "evaluation": "eval"}
 # Keys of these classes that a benchmark says on its top level, or not at all.
 ELSEWHERE = {"name_or_path", "device", "operator", "operator_args", "variants"}
-TOP = parser.keys_of(BenchmarkArguments())
+TOP = keys_of(BenchmarkArguments)
 KEYS = {
-    section: {name: key for name, key in parser.keys_of(kind()).items() if name not in ELSEWHERE}
+    section: {name: key for name, key in keys_of(kind).items() if name not in ELSEWHERE}
     for section, kind in SECTIONS.items()
 }
 VERBOSE = ("--verbose", "-v")
@@ -84,12 +87,12 @@ def build(raw: dict[str, Any]) -> Benchmark:
     problems = list(_key_problems(given))
     operator, fixed, space = given.get("operator_to_tune"), given.get("operator_args", {}), given["hpo"]
     space = space.get("search_space", {}) if isinstance(space, dict) else {}
-    if isinstance(operator, str) and checks.accepts(dict[str, Any], fixed) and checks.accepts(dict[str, Any], space):
+    if isinstance(operator, str) and accepts(dict[str, Any], fixed) and accepts(dict[str, Any], space):
         problems += _operator_problems(operator, fixed, space)
     if problems:
         raise UserError(*problems)
-    top = parser.make(BenchmarkArguments, {key: value for key, value in given.items() if key in TOP})
-    model, gen, test, hpo = (parser.make(kind, given[section]) for section, kind in SECTIONS.items())
+    top = make(BenchmarkArguments, {key: value for key, value in given.items() if key in TOP})
+    model, gen, test, hpo = (make(kind, given[section]) for section, kind in SECTIONS.items())
     model.name_or_path, model.device = top.model_name_or_path, top.device
     inputs = checks.inputs(SimpleNamespace(model=model, data=DataArguments(), eval=test), ("model", "eval"))
     problems = [renamed(sentence) for _, sentence in inputs]
@@ -108,11 +111,11 @@ def values(name: str, span: Any) -> list[Any]:
     more = {key: value for key, value in span.items() if key not in ("low", "high")} if isinstance(span, dict) else {}
     if (
         len(ends) != 2
-        or not all(checks.accepts(float, end) and math.isfinite(end) for end in ends)
+        or not all(accepts(float, end) and math.isfinite(end) for end in ends)
         or not ends[0] < ends[1]
         or not more.keys() <= {"log", "step"}
         or not isinstance(more.get("log", False), bool)
-        or not (more.get("step") is None or (checks.accepts(float, more["step"]) and more["step"] > 0))
+        or not (more.get("step") is None or (accepts(float, more["step"]) and more["step"] > 0))
     ):
         raise UserError(
             f"hpo.search_space.{name} is {span!r}, expected [low, high], {{low, high, log, step}} or {{choices: […]}} "
@@ -128,7 +131,7 @@ def renamed(sentence: str) -> str:
     ours = {"model.name_or_path": "model_name_or_path", "model.device": "device"}
     ours |= {bare: f"evaluation.{bare}" for bare in ("output_dir", "overwrite=true")}  # as run_folder.py says them
     ours |= {
-        f"{theirs}.{key}": f"{alias}.{key}" for alias, theirs in checks.ALIASES.items() for key in KEYS[alias]
+        f"{theirs}.{key}": f"{alias}.{key}" for alias, theirs in ALIASES.items() for key in KEYS[alias]
     }  # fmt: skip
     return re.sub(
         r"(?<![\w./])((model|gen|eval)\.\w+|output_dir|overwrite=true)",
@@ -139,16 +142,11 @@ def renamed(sentence: str) -> str:
 
 def _key_problems(given: dict[str, Any]) -> Iterator[str]:
     """Sentences about single keys: unknown, of another type, out of range."""
-    for name, value in given.items():
-        if name in SECTIONS and isinstance(value, dict):
-            yield from (sentence for _, sentence in parser.key_problems(name, value, name, KEYS))
-        elif name in SECTIONS:
-            yield f"{name} is {value!r}, expected a section of keys"
-        elif name not in TOP:
-            known = [*TOP, *SECTIONS, *(f"{section}.{key}" for section in SECTIONS for key in KEYS[section])]
-            yield f"{name} is no key; the nearest is {checks.nearest(str(name), known)}"
-        elif sentence := checks.key_problem(name, value, TOP[name].type, name):
-            yield sentence
+    names = [f"{section}.{key}" for section, keys in KEYS.items() for key in keys]
+    top = {name: value for name, value in given.items() if name not in SECTIONS}
+    yield from (sentence for _, sentence in check_mapping("", top, TOP, [*SECTIONS, *names]))
+    for section in SECTIONS:
+        yield from (sentence for _, sentence in check_mapping(section, given[section], KEYS[section], names))
 
 
 def _operator_problems(operator: str, fixed: dict[str, Any], space: dict[str, Any]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from llmhalluc.benchmark.config import Benchmark, values
 from llmhalluc.benchmark.measure import Outcome, Session
 from llmhalluc.decoding.operators import OPERATORS
+from llmhalluc.extras.errors import one_line
 
 NAME = "benchmark"
 
@@ -62,7 +63,7 @@ def tune(
         try:
             state, value = _run(session, study, trial, baseline)
         except Exception as error:  # told in the report, with the trial's parameters; the others go on
-            trial.set_user_attr("reason", f"{type(error).__name__}: {' '.join(str(error).split())}"[:500])
+            trial.set_user_attr("reason", f"{type(error).__name__}: {one_line(error)}")
             trial.set_user_attr("traceback", traceback.format_exc())
             state, value = TrialState.FAIL, None
         study.tell(trial, value, state=state)

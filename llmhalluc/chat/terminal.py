@@ -16,8 +16,8 @@ from rich.live import Live
 from rich.text import Text
 
 from llmhalluc.backtrack import CONTEXTS
-from llmhalluc.decoding.options import NAMES, TEXT_OPERATORS, Settings, model_section, nearest, operator_parameters
-from llmhalluc.extras.errors import UserError
+from llmhalluc.decoding.options import NAMES, TEXT_OPERATORS, Settings, model_section, operator_parameters
+from llmhalluc.extras.errors import UserError, did_you_mean
 from llmhalluc.hparams.parser import build
 
 COMMANDS = {
@@ -177,7 +177,7 @@ class Session:
                 changed.keywords(self.pipeline.generator.operator)  # refuses what it cannot use
                 self.settings = changed
                 return str(self.settings)
-        raise UserError(f"{name} is no command; the nearest is {nearest(name, COMMANDS)}")
+        raise UserError(f"{name} is no command{did_you_mean(name, COMMANDS)}")
 
     def turn(self, question: str) -> Iterator[tuple[str, Any]]:
         """The events of an answer, and ("end", Trace); `seconds` says then how long it took."""

@@ -1,6 +1,5 @@
 """From the `data` section to traces: read records, encode them once, draw a trace at each access."""
 
-import difflib
 import logging
 import re
 from array import array
@@ -29,7 +28,7 @@ from llmhalluc.data.squad import SquadConverter
 from llmhalluc.data.sudoku import SudokuBacktrackConverter, SudokuConverter
 from llmhalluc.data.synthetic import sudoku_records
 from llmhalluc.extras.constant import EVAL_SPLITS
-from llmhalluc.extras.errors import UserError
+from llmhalluc.extras.errors import UserError, did_you_mean, one_line
 from llmhalluc.hparams.backtrack_args import BacktrackArguments
 from llmhalluc.hparams.data_args import DataArguments, is_file_name
 
@@ -173,7 +172,7 @@ def load_records(data: DataArguments, split: str, key: str = "data.dataset") -> 
             records = datasets.load_dataset(str(Path(name).expanduser()), data.subset, split=split)
     except (StopIteration, ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         if not isinstance(error, StopIteration) and "no data" not in str(error):  # how an empty file shows
-            reason = " ".join(str(error.__cause__ or error).split())
+            reason = one_line(error.__cause__ or error)
             raise UserError(f"{key} is {name}, whose split {split} cannot be read: {reason}") from error
         records = []
     if not len(records):
@@ -195,8 +194,8 @@ def _generated(data: DataArguments, split: str) -> datasets.Dataset:
 
 def _converter(data, backtrack, tokenizer, backtrack_id, training: bool) -> DatasetConverter:
     if data.converter not in CONVERTERS:
-        near = difflib.get_close_matches(data.converter, CONVERTERS, n=1, cutoff=0)[0]
-        raise UserError(f"data.converter is {data.converter}, which is unknown: did you mean {near}?")
+        meant = did_you_mean(data.converter, CONVERTERS)
+        raise UserError(f"data.converter is {data.converter}, which is unknown{meant}")
     return CONVERTERS[data.converter](tokenizer, backtrack_id, data, backtrack, training)
 
 

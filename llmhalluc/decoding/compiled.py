@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from llmhalluc.decoding.backend import SlotCache, TorchBackend, TorchSlots
 from llmhalluc.decoding.sequence import Output
-from llmhalluc.extras.errors import UserError
+from llmhalluc.extras.errors import UserError, one_line
 from llmhalluc.models.transformers_patches import compiles_whole
 
 MOST_SIZES = 64  # numbers of (slots, columns) that one process may compile a model for; torch's own limit is 8
@@ -53,7 +53,7 @@ class CompiledSlots(TorchSlots):
             with config.patch(recompile_limit=MOST_SIZES):
                 logits_SV = self.compiled(self.ids_S, self.cache)
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error, 300)
             raise UserError(
                 f"gen.compile is true, but torch cannot compile {type(self.model).__name__} ({reason}): set it to false"
             ) from error

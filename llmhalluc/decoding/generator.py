@@ -14,13 +14,15 @@ from llmhalluc.decoding.phrases import BannedPhrases, Replace
 from llmhalluc.decoding.sequence import Spec, Trace
 from llmhalluc.decoding.streaming import TextEvent, TextStream
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.checks import key_problem
+from llmhalluc.hparams.eval_args import EvalArguments
 from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.mapping import key_problem, keys_of
 from llmhalluc.hparams.parser import build
 from llmhalluc.models.context import check_context
 from llmhalluc.models.loader import load
 
 TEXT_OPERATORS: dict[str, Callable[..., Operator]] = {"banned_phrases": BannedPhrases, "replace": Replace}
+_BATCH_SIZE = keys_of(EvalArguments)["batch_size"]
 Prompt = str | list[int]  # text, or token ids that are taken as they are
 
 
@@ -92,7 +94,7 @@ class Generator:
         """`generate` with everything that is known: emitted and surviving ids, log-probabilities, erasures, reason."""
         one = _is_prompt(prompt_or_prompts) or not isinstance(prompt_or_prompts, list | tuple)
         batch_size = given.pop("batch_size", 64)
-        if problem := key_problem("batch_size", batch_size, int, "eval.batch_size"):
+        if problem := key_problem("batch_size", batch_size, _BATCH_SIZE):
             raise UserError(problem)
         prompts, options = self._prepare([prompt_or_prompts] if one else prompt_or_prompts, given)
         traces = decode(self.backend, prompts, self._spec(options, operator), batch_size=batch_size)

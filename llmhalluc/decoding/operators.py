@@ -9,11 +9,10 @@ and new with each prompt. B sequences, V vocabulary.
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field, fields
-from difflib import get_close_matches
 from typing import Any
 
 from llmhalluc.decoding.sequence import Erase, Sequence, Step
-from llmhalluc.extras.errors import UserError
+from llmhalluc.extras.errors import UserError, did_you_mean
 
 Operator = Callable[[Step], dict[int, Erase]]
 
@@ -217,15 +216,11 @@ _NAMES = {kind: name for name, kind in OPERATORS.items()}
 def make_operator(name: str, **parameters: Any) -> Operator:
     """The operator of this name. Raises UserError, one sentence each, for unknown names and values out of range."""
     if name not in OPERATORS:
-        near = get_close_matches(name, OPERATORS, n=1, cutoff=0.0)[0]
-        raise UserError(f"operator {name!r} is unknown; the nearest is {near} (there are {', '.join(OPERATORS)})")
+        raise UserError(f"operator {name!r} is unknown{did_you_mean(name, OPERATORS)}")
     kind = OPERATORS[name]
     known = {field.name: field.default for field in fields(kind)}
     errors = [
-        f"operator {name} has no parameter {key!r}"
-        + (f"; the nearest is {get_close_matches(key, known, n=1, cutoff=0.0)[0]}" if known else "")
-        for key in parameters
-        if key not in known
+        f"operator {name} has no parameter {key!r}{did_you_mean(key, known)}" for key in parameters if key not in known
     ]
     missing = [key for key, default in known.items() if default is MISSING and key not in parameters]
     errors += [f"operator {name} needs {key}" for key in missing]

@@ -5,17 +5,15 @@ import importlib.util
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from llmhalluc.decoding.operators import OPERATORS
-from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.checks import key_problem
+from llmhalluc.extras.errors import UserError, did_you_mean, one_line
 from llmhalluc.hparams.gen_args import GenArguments
-from llmhalluc.hparams.parser import make
+from llmhalluc.hparams.mapping import Key, key_problem, keys_of, make
 
 # Where generating freely differs from the `gen` section, whose defaults are for measuring.
 DEFAULTS = {"max_new_tokens": 100, "temperature": 1.0, "top_k": 50, "stop_sequences": None, "seed": None}
@@ -25,18 +23,19 @@ TEXT_OPERATORS = {
     "replace": ["find", "write", "at_least", "at_most"],
 }
 _NOT_OURS = ("stop", "context", "operator", "operator_args")  # said elsewhere, or under another name
-_KINDS = {field.name: field.type for field in dataclasses.fields(GenArguments) if field.name not in _NOT_OURS}
-_KINDS |= {"stop_sequences": str | list[str] | None, "seed": int | None}
-NAMES = tuple(_KINDS)
+_KEYS = {name: key for name, key in keys_of(GenArguments).items() if name not in _NOT_OURS}
+_KEYS["stop_sequences"] = Key(str | list[str] | None, None, "stop strings, looked for in the surviving text")
+_KEYS["seed"] = _KEYS["seed"]._replace(type=int | None)
+NAMES = tuple(_KEYS)
 
 
 def generation_options(given: dict[str, Any]) -> GenArguments:
     """The engine's options; seed None is a fresh one. Raises UserError, a sentence for every mistake."""
     values, problems = DEFAULTS | given, []
     for name, value in values.items():
-        if name not in _KINDS:
-            problems.append(f"{name} is no generation setting; the nearest is {nearest(name, NAMES)}")
-        elif problem := key_problem(name, value, _KINDS[name], f"gen.{name}"):
+        if name not in _KEYS:
+            problems.append(f"{name} is no generation setting{did_you_mean(name, NAMES)}")
+        elif problem := key_problem(name, value, _KEYS[name]):
             problems.append(problem)
     stops = values.pop("stop_sequences")
     stops = [stops] if isinstance(stops, str) else stops or []
@@ -75,11 +74,6 @@ def only_gguf(name: str) -> str:
     return str(files[0]) if len(files) == 1 else name
 
 
-def nearest(name: str, known) -> str:
-    """The known name most like `name`."""
-    return get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
-
-
 @dataclass
 class Settings:
     """What /operator and /set change: the operator by name, its parameters, the generation's settings."""
@@ -91,7 +85,7 @@ class Settings:
     def choose(self, name: str | None) -> None:
         """Another operator, with its defaults. Raises UserError for an unknown name."""
         if name is not None and name not in (known := operator_parameters()):
-            raise UserError(f"operator {name!r} is unknown; the nearest is {nearest(name, known)}")
+            raise UserError(f"operator {name!r} is unknown{did_you_mean(name, known)}")
         self.operator, self.parameters = name, {}
 
     def set(self, assignments: list[str]) -> None:
@@ -108,7 +102,7 @@ class Settings:
                 parameters[name] = plain(value)
             else:
                 whose = f"operator {self.operator} has" if self.operator else "without an operator there is"
-                problems.append(f"{whose} no setting {name!r}; the nearest is {nearest(name, [*NAMES, *own])}")
+                problems.append(f"{whose} no setting {name!r}{did_you_mean(name, [*NAMES, *own])}")
         if problems:
             raise UserError(*problems)
         generation_options(generation)
@@ -133,4 +127,4 @@ def plain(value: str) -> Any:
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise UserError(f"{value} cannot be read as YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{value} cannot be read as YAML: {one_line(error)}") from None

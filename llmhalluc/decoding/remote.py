@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from llmhalluc.decoding.sequence import Sequence, Spec, Trace, check_prompts
-from llmhalluc.extras.errors import UserError
+from llmhalluc.extras.errors import UserError, one_line
 from llmhalluc.hparams.gen_args import GenArguments
 
 CHUNK = 16  # tokens asked of a server that cannot stop at an id: what follows a BACKTRACK is thrown away
@@ -197,7 +197,7 @@ class _Connection:
                 continue
             if status == 200 and text.lstrip().startswith("{"):
                 return json.loads(text)
-            problem = f"{status}: {' '.join(text.split())[:300]}"
+            problem = f"{status}: {one_line(text, 300)}"
             if status not in BUSY:
                 raise UserError(f"the server at {self.url} refuses {path} ({problem})")
         raise UserError(f"no answer from the server at {self.url} in {self.retries + 1} tries ({problem}): is it up?")

@@ -6,7 +6,6 @@ import logging
 import time
 from collections import Counter, defaultdict
 from dataclasses import asdict
-from difflib import get_close_matches
 
 import torch
 from lm_eval.api.registry import register_model
@@ -19,7 +18,7 @@ from llmhalluc.eval.journal import Journal
 from llmhalluc.eval.lm_eval_patches import silent_model
 from llmhalluc.eval.metrics import count, trace_metrics
 from llmhalluc.eval.variants import GEN_KEYS, Variant, operator_of
-from llmhalluc.extras.errors import UserError
+from llmhalluc.extras.errors import UserError, did_you_mean
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.hparams.model_args import ModelArguments
 from llmhalluc.models.helper import eos_ids, fingerprint
@@ -53,8 +52,7 @@ class BacktrackLM(HFLM):
     ):
         allowed = (*MODEL_KEYS, *GEN_KEYS)
         for key in keys.keys() - set(allowed):
-            near = get_close_matches(key, allowed, n=1, cutoff=0)[0]
-            raise UserError(f"model_args has the unknown key {key}: did you mean {near}?")
+            raise UserError(f"model_args has the unknown key {key}{did_you_mean(key, allowed)}")
         given = {key: value for key, value in keys.items() if key in GEN_KEYS}
         if not isinstance(pretrained, ModelArguments):
             model_keys = {key: value for key, value in keys.items() if key in MODEL_KEYS}

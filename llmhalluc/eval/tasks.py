@@ -1,7 +1,5 @@
 """From the names in the `eval` section to lm-eval task objects, with local files in the place of hub data."""
 
-from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from lm_eval.tasks import TaskManager
 from llmhalluc.data.manager import READERS
 from llmhalluc.eval.lm_eval_patches import task_config
 from llmhalluc.extras.constant import TASKS
-from llmhalluc.extras.errors import UserError
+from llmhalluc.extras.errors import UserError, did_you_mean
 from llmhalluc.hparams.eval_args import EvalArguments
 
 
@@ -57,7 +55,10 @@ def _manager(settings: EvalArguments, metadata: dict[str, Any]) -> TaskManager:
         unknown = [name for name in settings.tasks if name not in manager.task_index and not Path(name).is_file()]
         if not unknown:
             return manager
-    raise UserError(*(f"eval.tasks names {name}, which is unknown{_hint(name, manager.all_tasks)}" for name in unknown))
+    listing = "`python -m llmhalluc.eval ls tasks`"
+    raise UserError(
+        *(f"eval.tasks names {n}, which is unknown{did_you_mean(n, manager.all_tasks, listing)}" for n in unknown)
+    )
 
 
 def _with_local_files(manager: TaskManager, name: str, settings: EvalArguments) -> dict[str, Any]:
@@ -101,8 +102,3 @@ def _data_file(table: str, task: str, name: str) -> Path:
         what = "does not exist" if file.suffix in READERS else "is of an unknown kind"
         raise UserError(f"eval.{table}.{task} is {name}, which {what}: name a {', '.join(READERS)} file")
     return file
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, known, n=1)
-    return f": did you mean {near[0]}?" if near else ": `python -m llmhalluc.eval ls tasks` lists them"

@@ -8,14 +8,13 @@ the task always stops, and `stop` of gen or the variant beside it.
 import logging
 import re
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
-from typing import Any, get_type_hints
+from typing import Any
 
 from llmhalluc.decoding.operators import Operator, make_operator
 from llmhalluc.eval.lm_eval_patches import generation_options
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.checks import key_problem
 from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.mapping import check_mapping
 
 logger = logging.getLogger(__name__)
 GEN_KEYS = tuple(field.name for field in fields(GenArguments))
@@ -58,19 +57,12 @@ def make_variants(gen: GenArguments, given: frozenset[str], changes: dict[str, d
 
     Raises UserError with a sentence for each unknown key and each value that `gen` would not take.
     """
-    kinds = get_type_hints(GenArguments)
     variants, errors = {}, []
     for name, keys in (changes or {"default": {}}).items():
         problems = []
         if not re.fullmatch(r"[\w.-]+", name):
             problems.append(f"eval.variants has the name {name!r}: use letters, digits, -, _ and ., it names files")
-        for key, value in keys.items():
-            dotted = f"eval.variants.{name}.{key}"
-            if key not in kinds:
-                near = get_close_matches(key, GEN_KEYS, n=1, cutoff=0)[0]
-                problems.append(f"{dotted} is unknown: did you mean {near}?")
-            elif problem := key_problem(dotted, value, kinds[key], f"gen.{key}"):
-                problems.append(problem)
+        problems += [sentence for _, sentence in check_mapping(f"eval.variants.{name}", keys, GenArguments)]
         if not problems:
             variants[name] = Variant(replace(gen, **keys), given | keys.keys())
             try:

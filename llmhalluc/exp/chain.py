@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from llmhalluc.hparams import checks
+from llmhalluc.extras.errors import did_you_mean
+from llmhalluc.hparams.mapping import accepts
 
 START, ROUNDS = "start", "rounds"
 RESERVED = (START, ROUNDS)
@@ -35,8 +36,7 @@ def wrong_chains(arms: dict[str, dict[str, Any]], paths: dict[str, list[str]]) -
     for arm, keys in arms.items():
         start, rounds = keys.get(START), keys.get(ROUNDS)
         if start is not None and start not in arms:
-            nearest = checks.nearest(str(start), list(arms))
-            yield f"exp.arms.{arm}.start is {start}, which is no arm; the nearest is {nearest}"
+            yield f"exp.arms.{arm}.start is {start}, which is no arm{did_you_mean(str(start), arms)}"
         line = line_of(arm, arms)
         if arm in line and arm not in told:
             circle = [arm, *line[: line.index(arm) + 1]]
@@ -45,7 +45,7 @@ def wrong_chains(arms: dict[str, dict[str, Any]], paths: dict[str, list[str]]) -
         for path in paths[arm] if start is not None else ():
             if path == "model" or path.startswith(tuple(f"model.{key}" for key in BROUGHT)):
                 yield f"exp.arms.{arm} sets {path}, but starts from the model of {start}: take one of the two out"
-        if rounds is not None and (not checks.accepts(int, rounds) or rounds < 1):
+        if rounds is not None and (not accepts(int, rounds) or rounds < 1):
             yield f"exp.arms.{arm}.rounds is {rounds!r}, expected a whole number from 1 on"
 
 

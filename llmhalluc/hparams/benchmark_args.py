@@ -6,8 +6,8 @@ Its sections `model_kwargs` and `generation` hold keys of `model` and of `gen`; 
 from dataclasses import dataclass
 from typing import Any
 
+from llmhalluc.extras.option import option
 from llmhalluc.hparams.eval_args import EvalArguments
-from llmhalluc.hparams.field import option
 
 
 @dataclass
@@ -32,11 +32,19 @@ class EvaluationArguments(EvalArguments):
 class HpoArguments:
     """The search by Optuna: trials are scored on the first documents of each task, the winner on the others."""
 
-    n_trials: int = option(20, "parameter settings that are tried; a finished study goes on when it grows")
+    n_trials: int = option(
+        20, "parameter settings that are tried; a finished study goes on when it grows", bounds="[1, inf)"
+    )
     search_space: dict[str, Any] = option(
         {}, "parameter: [low, high], or {low, high, log, step}, or {choices: [a, b, c]}"
     )
-    tune_share: float = option(0.5, "share of each task's documents that trials are scored on, the first ones")
-    parts: int = option(4, "parts of these, decoded one after another; after each a poor trial may be pruned")
-    startup_trials: int = option(5, "trials drawn at random, and never pruned, before the search learns from them")
-    seed: int = option(0, "seed of the search")
+    tune_share: float = option(
+        0.5, "share of each task's documents that trials are scored on, the first ones", bounds="(0, 1)"
+    )
+    parts: int = option(
+        4, "parts of these, decoded one after another; after each a poor trial may be pruned", bounds="[1, inf)"
+    )
+    startup_trials: int = option(
+        5, "trials drawn at random, and never pruned, before the search learns from them", bounds="[1, inf)"
+    )
+    seed: int = option(0, "seed of the search", bounds="[0, 4294967295]")

@@ -7,8 +7,20 @@ from typing import Literal
 
 from llmhalluc.extras.constant import EVAL_SPLITS
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.field import option
+from llmhalluc.extras.option import option
 
+CONVERTERS = (
+    "sft",
+    "backtrack",
+    "dpo",
+    "backtrack_dpo",
+    "gsm8k",
+    "gsm8k_backtrack",
+    "squad",
+    "sudoku",
+    "sudoku_backtrack",
+    "selfgen",
+)
 # Suffixes that make a name a local file, whether or not it is there.
 FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".tsv", ".txt", ".gz", ".zst", ".zip", ".arrow")
 
@@ -22,21 +34,23 @@ class DataArguments:
     split: str = option("train", "split that trains; the name of an evaluation split is refused")
     eval_dataset: str | None = option(None, "records for the evaluation loss during training; never corrupted")
     eval_split: str | None = option(None, "split of eval_dataset (or of dataset) for the evaluation loss")
-    converter: str = option(
-        "sft", "sft, backtrack, gsm8k, gsm8k_backtrack, squad, sudoku, sudoku_backtrack, selfgen, dpo or backtrack_dpo"
-    )
+    converter: str = option("sft", "what turns records into traces (docs/data.md)", choices=CONVERTERS)
     prompt_column: str = option("prompt", "column of the prompt (sft, backtrack)")
     completion_column: str = option("completion", "column of the answer (sft, backtrack)")
     template: Literal["none", "math", "qa"] = option("none", "prompt template of llmhalluc/prompts")
     apply_chat_template: bool = option(False, "wrap the prompt with the tokenizer's chat template")
-    max_samples: int | None = option(None, "use the first so many records")
-    max_length: int | None = option(None, "records whose trace is longer (tokens) are left out, and counted")
-    num_proc: int | None = option(None, "processes that tokenise")
+    max_samples: int | None = option(None, "use the first so many records", bounds="[1, inf)")
+    max_length: int | None = option(
+        None, "records whose trace is longer (tokens) are left out, and counted", bounds="[1, inf)"
+    )
+    num_proc: int | None = option(None, "processes that tokenise", bounds="[1, inf)")
     sudoku_size: Literal[4, 6] = option(4, "side of the generated Sudoku grids")
-    sudoku_count: int = option(20000, "puzzles to generate")
-    sudoku_min_blanks: int = option(8, "fewest empty cells")
-    sudoku_max_blanks: int = option(11, "most empty cells")
-    sudoku_test_percent: int = option(20, "share of solution grids, by hash, that only evaluation may see")
+    sudoku_count: int = option(20000, "puzzles to generate", bounds="[1, inf)")
+    sudoku_min_blanks: int = option(8, "fewest empty cells", bounds="[1, 36]")
+    sudoku_max_blanks: int = option(11, "most empty cells", bounds="[1, 36]")
+    sudoku_test_percent: int = option(
+        20, "share of solution grids, by hash, that only evaluation may see", bounds="[1, 99]"
+    )
     sudoku_seed: int = option(0, "seed of the generator")
 
 

@@ -1,9 +1,9 @@
 """The `eval` section: which lm-eval tasks, on what data, with which decoding variants."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from llmhalluc.hparams.field import option
+from llmhalluc.extras.option import option
 
 
 @dataclass
@@ -14,9 +14,9 @@ class EvalArguments:
     include_path: list[str] = option([], "more folders with task YAMLs")
     data_files: dict[str, str] = option({}, "task: local file that takes the place of its hub data set")
     fewshot_files: dict[str, str] = option({}, "task: local file for its few-shot examples")
-    num_fewshot: int | None = option(None, "few-shot examples; none: the task's own number")
-    limit: int | None = option(None, "only the first so many documents of each task")
-    batch_size: int = option(64, "prompts decoded at a time")
+    num_fewshot: int | None = option(None, "few-shot examples; none: the task's own number", bounds="[0, inf)")
+    limit: int | None = option(None, "only the first so many documents of each task", bounds="[1, inf)")
+    batch_size: int = option(64, "prompts decoded at a time", bounds="[1, inf)")
     apply_chat_template: bool = option(False, "wrap prompts with the tokenizer's chat template")
     fewshot_as_multiturn: bool = option(False, "few-shot examples as turns of the chat")
     system_instruction: str | None = option(None, "system message")
@@ -26,7 +26,7 @@ class EvalArguments:
     output_dir: str = option("outputs/eval", "folder for results.json and the samples")
     overwrite: bool = option(False, "delete what output_dir holds first")
     seed: int = option(0, "seed of few-shot sampling")
-    sudoku_count: int = option(400, "puzzles of the sudoku task")
-    sudoku_size: int = option(4, "side of its grids: 4 or 6")
-    sudoku_blanks: int = option(11, "empty cells of its puzzles")
+    sudoku_count: int = option(400, "puzzles of the sudoku task", bounds="[1, inf)")
+    sudoku_size: Literal[4, 6] = option(4, "side of its grids")
+    sudoku_blanks: int = option(11, "empty cells of its puzzles", bounds="[1, 36]")
     sudoku_seed: int = option(1, "seed of its puzzles")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from llmhalluc.hparams.field import option
+from llmhalluc.extras.option import option
 
 
 @dataclass
@@ -17,9 +17,9 @@ class ExpArguments:
     )
     grid: dict[str, list[Any]] = option({}, "dotted key (or seed): values; every combination is a cell of each arm")
     baseline: str | None = option(None, "arm the others are compared with; none: the first")
-    parallel: int = option(1, "cells at a time; each gets an equal share of the processor's cores")
+    parallel: int = option(1, "cells at a time; each gets an equal share of the processor's cores", bounds="[1, inf)")
     python: str | None = option(None, "interpreter of the evaluation environment; none: this one")
     overwrite: bool = option(False, "forget finished cells")
     reference: str | None = option(None, "committed results.json whose table is printed beside this run's")
-    bootstrap: int = option(2000, "bootstrap resamples for the 95% intervals")
-    samples_in_report: int = option(6, "traces an arm shows in report.html")
+    bootstrap: int = option(2000, "bootstrap resamples for the 95% intervals", bounds="[1, inf)")
+    samples_in_report: int = option(6, "traces an arm shows in report.html", bounds="[0, inf)")

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from llmhalluc.hparams.checks import CHOICES, RANGES, describe
-from llmhalluc.hparams.trl_fields import Key
+from llmhalluc.hparams.mapping import Key, describe
 
 _USAGE = """\
 usage: python -m llmhalluc.{program} [--config FILE] [section.key=value ...]
@@ -35,8 +34,7 @@ def help_text(
         dot = f"{section}." if section else ""
         lines += [f"{section or 'top level'}: {meaning}", ""]
         rows = [
-            (dot + name, _type(dot + name, key), _default(key.default), key.help.replace("%%", "%"))
-            for name, key in keys.items()
+            (dot + name, _type(key), _default(key.default), key.help.replace("%%", "%")) for name, key in keys.items()
         ]
         limits = (width, 24, 20)
         margins = [min(max(len(row[i]) for row in rows), limit) for i, limit in enumerate(limits)]
@@ -49,11 +47,11 @@ def help_text(
     return "\n".join(lines)
 
 
-def _type(name: str, key: Key) -> str:
-    """The type in words, with the choices or the interval where there are some."""
-    if name in CHOICES:
-        return "one of " + ", ".join(map(str, CHOICES[name]))
-    return describe(key.type) + (f" in {RANGES[name]}" if name in RANGES else "")
+def _type(key: Key) -> str:
+    """The type in words, with the choices or the bounds where there are some."""
+    if key.choices:
+        return "one of " + ", ".join(map(str, key.choices))
+    return describe(key.type) + (f" in {key.bounds}" if key.bounds else "")
 
 
 def _default(value: object) -> str:

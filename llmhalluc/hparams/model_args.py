@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llmhalluc.hparams.field import option
+from llmhalluc.extras.option import option
 
 
 @dataclass
@@ -38,9 +38,11 @@ class ModelArguments:
         "a special token that erases the token before it",
         "sentence whose token embeddings description averages",
     )
-    token_init_noise: float = option(0.01, "standard deviation of the noise, as a share of the row's norm")
+    token_init_noise: float = option(
+        0.01, "standard deviation of the noise, as a share of the row's norm", bounds="[0, inf)"
+    )
     finetuning: Literal["full", "lora", "qlora"] = option("full", "which weights train")
-    lora_r: int = option(16, "LoRA rank")
-    lora_alpha: int = option(32, "LoRA alpha")
-    lora_dropout: float = option(0.0, "LoRA dropout")
+    lora_r: int = option(16, "LoRA rank", bounds="[1, inf)")
+    lora_alpha: int = option(32, "LoRA alpha", bounds="[1, inf)")
+    lora_dropout: float = option(0.0, "LoRA dropout", bounds="[0, 1)")
     lora_target_modules: str | list[str] = option("all-linear", "modules that get a LoRA adapter (peft's syntax)")

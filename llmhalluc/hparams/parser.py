@@ -1,4 +1,4 @@
-"""YAML files and dotted overrides -> dataclasses; every mistake told at once, before torch is imported.
+"""YAML files and dotted overrides -> dataclasses; every mistake is reported at once, before torch is imported.
 
 `load_raw` reads (base files, overrides, interpolations), `build` checks and makes a `Config`, `resolved`
 makes plain data of it again, `parse` is what a program calls with its command line.
@@ -19,7 +19,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from llmhalluc.extras.errors import UserError
+from llmhalluc.extras.errors import UserError, did_you_mean, one_line
 from llmhalluc.hparams import checks
 from llmhalluc.hparams.backtrack_args import BacktrackArguments
 from llmhalluc.hparams.data_args import DataArguments
@@ -27,11 +27,12 @@ from llmhalluc.hparams.eval_args import EvalArguments
 from llmhalluc.hparams.exp_args import ExpArguments
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.hparams.help import help_text
+from llmhalluc.hparams.mapping import Key, Problem, accepts, check_mapping, convert, key_problem, keys_of, make
 from llmhalluc.hparams.model_args import ModelArguments
 from llmhalluc.hparams.reward_args import RewardArguments
 from llmhalluc.hparams.selfgen_args import SelfgenArguments
 from llmhalluc.hparams.train_args import TrainArguments
-from llmhalluc.hparams.trl_fields import Key, trl_keys
+from llmhalluc.hparams.trl_fields import trl_keys
 
 SECTIONS: dict[str, Any] = {
     "model": ModelArguments,
@@ -44,7 +45,10 @@ SECTIONS: dict[str, Any] = {
     "eval": EvalArguments,
     "exp": ExpArguments,
 }
-SEED = Key(int | None, None, "sets train.seed, train.data_seed, gen.seed and eval.seed where they are not given")
+SEED = Key(
+    int | None, None, "sets train.seed, train.data_seed, gen.seed and eval.seed where they are not given",
+    bounds="[0, 4294967295]",
+)  # fmt: skip
 _OVERRIDE = re.compile(r"\w+(\.[\w-]+|\[[^][=]+])*=")  # exp.grid[backtrack.context]=[soft]
 STAGES = get_args(TrainArguments.__dataclass_fields__["stage"].type)
 SEEDED = (("train", "seed"), ("train", "data_seed"), ("gen", "seed"), ("eval", "seed"))
@@ -140,7 +144,7 @@ def _load(path: str | Path | None, overrides: Iterable[str]) -> tuple[dict[str, 
         try:
             plain = _over(plain, OmegaConf.to_container(OmegaConf.from_dotlist([override])))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
-            problems.append(f"{override} cannot be read: {_one_line(error)}")
+            problems.append(f"{override} cannot be read: {_reason(error)}")
     raw: dict[str, Any] = {}
     config = OmegaConf.create(plain)
     for name in config:
@@ -148,7 +152,7 @@ def _load(path: str | Path | None, overrides: Iterable[str]) -> tuple[dict[str, 
             part = config[name]
             raw[name] = OmegaConf.to_container(part, resolve=True) if OmegaConf.is_config(part) else part
         except OmegaConfBaseException as error:
-            problems.append(f"{error.full_key or name} cannot be resolved: {_one_line(error)}")
+            problems.append(f"{error.full_key or name} cannot be resolved: {_reason(error)}")
     return raw, problems
 
 
@@ -195,18 +199,11 @@ def to_yaml(plain: dict[str, Any]) -> str:
 
 def section_keys(section: str, stage: str = "sft") -> dict[str, Key]:
     """Every key that a section takes; in `train` also those of the stage's TRL config."""
-    defaults = SECTIONS[section]()
-    ours = keys_of(defaults)
+    ours = keys_of(SECTIONS[section])
     if section != "train":
         return ours
     theirs = trl_keys(stage) or {}
     return ours | {name: key._replace(default=TRL_DEFAULTS.get(name, key.default)) for name, key in theirs.items()}
-
-
-def keys_of(defaults: Any) -> dict[str, Key]:
-    """Type, default and meaning of each field of a dataclass of `option`s."""
-    fields = [field for field in dataclasses.fields(defaults) if field.name != "trl"]
-    return {f.name: Key(f.type, getattr(defaults, f.name), f.metadata["help"]) for f in fields}
 
 
 def show(text: str) -> None:
@@ -227,13 +224,13 @@ def _load_file(path: Path, seen: tuple[Path, ...] = ()) -> Any:
     try:
         config = OmegaConf.load(path)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {_one_line(error)}") from None
+        raise UserError(f"{path} cannot be read as YAML: {_reason(error)}") from None
     if not OmegaConf.is_dict(config):
         raise UserError(f"{path} holds a list, expected sections")
     base = OmegaConf.to_container(config).get("base") or []
     config.pop("base", None)
     bases = [base] if isinstance(base, str) else base
-    if not checks.accepts(list[str], bases):
+    if not accepts(list[str], bases):
         raise UserError(f"base of {path} is {base!r}, expected a YAML file or a list of them")
     parts = [_load_file(path.parent / name, (*seen, path)) for name in bases]
     return functools.reduce(_over, [*parts, OmegaConf.to_container(config)], {})
@@ -249,31 +246,32 @@ def _over(below: Any, above: Any) -> Any:
 def _spread_seed(given: dict[str, Any]) -> None:
     """Put the one seed where the sections want theirs and do not give it."""
     seed = given.get("seed")
-    for section, key in SEEDED if checks.accepts(int, seed) else ():
+    for section, key in SEEDED if accepts(int, seed) else ():
         if isinstance(given[section], dict):
             given[section].setdefault(key, seed)
 
 
-def _problems(given: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(dotted name, sentence) of everything that can be said of one key; YAML's `no` is mended in place."""
-    if sentence := checks.key_problem("seed", given.get("seed"), SEED.type, "seed"):
+def _problems(given: dict[str, Any]) -> Iterator[Problem]:
+    """(dotted name, sentence) of everything that can be said of one key."""
+    if sentence := key_problem("seed", given.get("seed"), SEED):
         yield "seed", sentence
     known = {section: section_keys(section, stage_of(given)) for section in SECTIONS}
+    names = [f"{section}.{key}" for section, keys in known.items() for key in keys]
     for section, part in given.items():
         if section == "seed":
             continue
         if section not in SECTIONS:
-            names = [*SECTIONS, "seed", *(f"{name}.{key}" for name in SECTIONS for key in known[name])]
-            yield section, f"{section} is no section; the nearest is {checks.nearest(str(section), names)}"
-        elif not isinstance(part, dict):
-            yield section, f"{section} is {part!r}, expected a section of keys"
-        else:
-            for key, sentence in key_problems(section, part, section, known):
-                yield f"{section}.{key}", sentence
-            variants = part.get("variants") if section == "eval" else None
-            for variant, keys in variants.items() if isinstance(variants, dict) else ():
-                for _, sentence in key_problems(f"eval.variants.{variant}", keys, "gen", known):
-                    yield "eval.variants", sentence
+            yield section, f"{section} is no section{did_you_mean(str(section), [*SECTIONS, 'seed', *names])}"
+            continue
+        if section == "train" and isinstance(part, dict):
+            part = dict(part)
+            yield from _take_out_foreign(part, known["train"])
+        yield from check_mapping(section, part, known[section], names)
+        variants = part.get("variants") if section == "eval" and isinstance(part, dict) else None
+        for variant, keys in variants.items() if isinstance(variants, dict) else ():
+            if isinstance(keys, dict):
+                found = check_mapping(f"eval.variants.{variant}", keys, known["gen"], names)
+                yield from (("eval.variants", sentence) for _, sentence in found)
 
 
 def stage_of(raw: dict[str, Any]) -> str:
@@ -282,37 +280,27 @@ def stage_of(raw: dict[str, Any]) -> str:
     return stage if stage in STAGES else "sft"
 
 
-def key_problems(path: str, part: Any, section: str, known: dict[str, dict[str, Key]]) -> Iterator[tuple[str, str]]:
-    """(key, sentence) of the keys that stand at `path` and mean what they mean in `section`."""
-    for key, value in part.items() if isinstance(part, dict) else ():
-        if key in known[section]:
-            kind = known[section][key].type
-            if value is False and "no" in get_args(kind):
-                part[key] = value = "no"  # YAML reads a bare no as false
-            if sentence := checks.key_problem(f"{path}.{key}", value, kind, f"{section}.{key}"):
-                yield key, sentence
-        elif section == "train" and (stages := [stage for stage in STAGES if key in section_keys("train", stage)]):
-            yield key, f"{path}.{key} is a key of train.stage {' and '.join(stages)} alone: take it out"
-        elif section != "train" or trl_keys("sft"):  # without trl, its keys cannot be told from mistakes
-            names = [f"{path if s == section else s}.{k}" for s, keys in known.items() for k in keys]
-            yield key, f"{path}.{key} is no key; the nearest is {checks.nearest(f'{path}.{key}', names)}"
+def _take_out_foreign(train: dict[str, Any], known: dict[str, Key]) -> Iterator[Problem]:
+    """Take the keys of other stages out of `train`, with a sentence each; without trl all that could be TRL's."""
+    for key in [key for key in train if key not in known]:
+        stages = [stage for stage in STAGES if key in section_keys("train", stage)]
+        if stages:
+            yield f"train.{key}", f"train.{key} is a key of train.stage {' and '.join(stages)} alone: take it out"
+        if stages or trl_keys("sft") is None:
+            del train[key]
 
 
 def _instance(section: str, part: dict[str, Any]) -> Any:
-    """The section's dataclass, with floats where it wants floats; what `train` does not know is TRL's."""
+    """The section's dataclass; what `train` does not know is TRL's."""
     names = {f.name for f in dataclasses.fields(SECTIONS[section])}
     ours = {key: part[key] for key in part if key in names}
     made = make(SECTIONS[section], ours)
     if section == "train":
-        rest = {key: part[key] for key in part if key not in ours}
+        known = trl_keys(made.stage) or {}
+        theirs = {key: value for key, value in part.items() if key not in ours}
+        rest = {key: convert(value, known[key].type if key in known else Any) for key, value in theirs.items()}
         made.trl = rest | {key: TRL_DEFAULTS[key] for key in TRL_DEFAULTS if rest.get(key) is None}
     return made
-
-
-def make(kind: Any, values: dict[str, Any]) -> Any:
-    """The dataclass `kind` of these values, floats where it wants floats."""
-    kinds = {f.name: (f.type, *get_args(f.type)) for f in dataclasses.fields(kind)}
-    return kind(**{k: float(v) if type(v) is int and float in kinds[k] else v for k, v in values.items()})
 
 
 def _escape(value: Any) -> Any:
@@ -330,6 +318,6 @@ def _prefixes(name: str) -> list[str]:
     return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
-def _one_line(error: Exception) -> str:
-    """The error without its line breaks and OmegaConf's appendix."""
-    return " ".join(str(error).split("\n    full_key")[0].split())
+def _reason(error: Exception) -> str:
+    """The error's text without OmegaConf's appendix."""
+    return one_line(str(error).split("\n    full_key")[0])

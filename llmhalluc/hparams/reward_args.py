@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from llmhalluc.hparams.field import option
+from llmhalluc.extras.option import option
 
 COMPONENTS = ("outcome", "process", "efficiency", "format")
 MARGIN = 0.1  # by which the lowest right answer stays above the highest wrong one
@@ -16,19 +16,21 @@ class RewardArguments:
     curriculum: Literal["none", "linear", "cosine"] = option(
         "linear", "how the weights move from start to end; none: the last ones from the first step on"
     )
-    curriculum_end: float = option(0.5, "share of training after which the weights are the last ones")
-    outcome_start: float = option(0.6, "first weight of the verified answer, 0 or 1")
-    outcome_end: float = option(0.85, "last weight of the verified answer")
+    curriculum_end: float = option(0.5, "share of training after which the weights are the last ones", bounds="(0, 1]")
+    outcome_start: float = option(0.6, "first weight of the verified answer, 0 or 1", bounds="[0, inf)")
+    outcome_end: float = option(0.85, "last weight of the verified answer", bounds="[0, inf)")
     process_start: float = option(
-        0.3, "first weight of the steps: true calculations, right moves, no right ones erased"
+        0.3, "first weight of the steps: true calculations, right moves, no right ones erased", bounds="[0, inf)"
     )
-    process_end: float = option(0.05, "last weight of the steps")
-    efficiency_start: float = option(0.05, "first weight of writing few tokens that do not survive")
-    efficiency_end: float = option(0.05, "last weight of writing few tokens that do not survive")
-    format_start: float = option(0.05, "first weight of one answer, stated once, at the end")
-    format_end: float = option(0.05, "last weight of one answer, stated once, at the end")
-    erasure_scale: float = option(32.0, "tokens written in vain that halve the efficiency")
-    verify_timeout: float = option(5.0, "seconds for one answer that is no plain number (math-verify, a process apart)")
+    process_end: float = option(0.05, "last weight of the steps", bounds="[0, inf)")
+    efficiency_start: float = option(0.05, "first weight of writing few tokens that do not survive", bounds="[0, inf)")
+    efficiency_end: float = option(0.05, "last weight of writing few tokens that do not survive", bounds="[0, inf)")
+    format_start: float = option(0.05, "first weight of one answer, stated once, at the end", bounds="[0, inf)")
+    format_end: float = option(0.05, "last weight of one answer, stated once, at the end", bounds="[0, inf)")
+    erasure_scale: float = option(32.0, "tokens written in vain that halve the efficiency", bounds="(0, inf)")
+    verify_timeout: float = option(
+        5.0, "seconds for one answer that is no plain number (math-verify, a process apart)", bounds="(0, inf)"
+    )
 
 
 def law5_problems(args: RewardArguments) -> list[tuple[tuple[str, ...], str]]:

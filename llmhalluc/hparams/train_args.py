@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llmhalluc.hparams.field import option
+from llmhalluc.extras.option import option
 
 
 @dataclass
@@ -14,15 +14,21 @@ class TrainArguments:
     resume: bool = option(False, "go on from the newest checkpoint in output_dir, if there is one")
     overwrite: bool = option(False, "delete what output_dir holds first")
     max_tokens: int | None = option(
-        None, "stop after about so many trace tokens (sets max_steps from the mean trace length)"
+        None, "stop after about so many trace tokens (sets max_steps from the mean trace length)", bounds="[1, inf)"
     )
     loss: Literal["sequence", "token"] = option(
         "sequence", "dpo: all tokens of a pair count alike, or those of the decision to erase more (train/dpo.py)"
     )
-    rollout_batch_size: int | None = option(None, "grpo: rollouts that decode at once; none: all of a process's")
-    loss_decay: float = option(0.9, "dpo with loss token: how much a token weighs, relative to the one before it")
+    rollout_batch_size: int | None = option(
+        None, "grpo: rollouts that decode at once; none: all of a process's", bounds="[1, inf)"
+    )
+    loss_decay: float = option(
+        0.9, "dpo with loss token: how much a token weighs, relative to the one before it", bounds="(0, 1]"
+    )
     keep_share: float = option(
-        0.0, "dpo with backtrack_dpo: share of pairs in which the text is right so far and erasing it is rejected"
+        0.0,
+        "dpo with backtrack_dpo: share of pairs in which the text is right so far and erasing it is rejected",
+        bounds="[0, 1)",
     )
     merge: bool = option(True, "after LoRA or QLoRA, save the merged model beside the adapter")
     trl: dict[str, Any] = option({}, "(filled by the parser)")

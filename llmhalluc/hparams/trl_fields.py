@@ -5,18 +5,25 @@ import functools
 import importlib.util
 import types
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
+from llmhalluc.hparams.mapping import Key
+
+# Bounds that TRL's classes do not check, or check late.
+BOUNDS = {
+    "learning_rate": "[0, inf)",
+    "num_train_epochs": "(0, inf)",
+    "per_device_train_batch_size": "[1, inf)",
+    "per_device_eval_batch_size": "[1, inf)",
+    "gradient_accumulation_steps": "[1, inf)",
+    "max_length": "[1, inf)",
+    "beta": "[0, inf)",
+    "num_generations": "[2, inf)",
+    "max_completion_length": "[1, inf)",
+    "temperature": "(0, inf)",
+}
 # Where a class lives that is imported from a package's top level.
 _HOMES = {("transformers", "TrainingArguments"): "training_args.py"}
-
-
-class Key(NamedTuple):
-    """One key of a section; `type` is a type expression that `checks.accepts` understands."""
-
-    type: Any
-    default: Any
-    help: str
 
 
 @functools.cache
@@ -42,7 +49,8 @@ def _class_keys(path: Path, name: str) -> dict[str, Key]:
     }
     for node in found.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call):
-            keys[ast.unparse(node.target)] = _key(node.annotation, node.value, _Types(path), constants)
+            key = _key(node.annotation, node.value, _Types(path), constants)
+            keys[node.target.id] = key._replace(bounds=BOUNDS.get(node.target.id))
     return keys
 
 

@@ -16,7 +16,7 @@ from huggingface_hub import hf_hub_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from llmhalluc.extras import constant
-from llmhalluc.extras.errors import UserError
+from llmhalluc.extras.errors import UserError, one_line
 from llmhalluc.hparams.model_args import ModelArguments
 from llmhalluc.models.transformers_patches import forget_quantization
 
@@ -106,11 +106,6 @@ def eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def dtype_of(args: ModelArguments, auto: Any) -> Any:
     """The torch dtype that `args.dtype` names, or what `auto` stands for."""
     return auto if args.dtype == "auto" else getattr(torch, args.dtype)
-
-
-def one_line(error: Exception) -> str:
-    """The start of an error's text on one line."""
-    return " ".join(str(error).split())[:600]
 
 
 def _not_on_hub(what: str, error: Exception) -> str:

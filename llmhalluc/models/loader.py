@@ -1,7 +1,6 @@
 """Load a model and its tokenizer, with BACKTRACK and context in place."""
 
 import os
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +18,12 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from llmhalluc.extras.errors import UserError
+from llmhalluc.extras.errors import UserError, did_you_mean, one_line
 from llmhalluc.hparams.backtrack_args import BacktrackArguments
 from llmhalluc.hparams.model_args import ModelArguments
 from llmhalluc.models.context import apply_context, check_architecture
 from llmhalluc.models.embedding import set_start_values
-from llmhalluc.models.helper import dtype_of, from_pretrained, local_folder, one_line, resolve
+from llmhalluc.models.helper import dtype_of, from_pretrained, local_folder, resolve
 from llmhalluc.models.patcher import add_token, fit_embeddings, token_id
 from llmhalluc.models.peft import load_adapter, quantization, read_record
 from llmhalluc.prompts.sudoku import build_tokenizer
@@ -151,8 +150,8 @@ def _fresh_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase, seed:
         raise UserError(f"model.from_config has the model_type {model_type!r}: give llama, qwen3, gpt2 or the like")
     default = AutoConfig.for_model(model_type)
     if unknown := [key for key in settings if not hasattr(default, key)]:
-        near = get_close_matches(unknown[0], default.to_dict(), n=1, cutoff=0)[0]
-        raise UserError(f"model.from_config has the unknown key {unknown[0]!r}: did you mean {near!r}?")
+        meant = did_you_mean(unknown[0], default.to_dict())
+        raise UserError(f"model.from_config has the unknown key {unknown[0]!r}{meant}")
     own = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     options = {"dtype": dtype_of(args, auto=torch.float32), "attn_implementation": args.attn_implementation}
     try:

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar
 
-from llmhalluc.extras.errors import UserError
+from llmhalluc.extras.errors import UserError, one_line
 from llmhalluc.extras.run_folder import is_main_process, open_run, write_json
 from llmhalluc.hparams.parser import Config, resolved
 from llmhalluc.train.checkpoint import newest_checkpoint
@@ -105,7 +105,7 @@ class BaseExecutor:
             args = config_class(**keys)
         except (TypeError, ValueError) as error:
             named = [f"train.{key} is {value!r}" for key, value in self.trl.items() if key in str(error)]
-            raise UserError(": ".join([*named, " ".join(str(error).split())])) from error
+            raise UserError(": ".join([*named, one_line(error)])) from error
         if args.eval_strategy != "no" and self.eval_dataset is None:
             raise UserError(
                 f"train.eval_strategy is {args.eval_strategy.value}, but there is nothing to evaluate on: "

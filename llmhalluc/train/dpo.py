@@ -15,7 +15,7 @@ from llmhalluc.backtrack import IGNORE
 from llmhalluc.data.collator import DrawSampler
 from llmhalluc.data.dpo import PairDataset
 from llmhalluc.data.manager import CONVERTERS
-from llmhalluc.extras.errors import UserError
+from llmhalluc.extras.errors import UserError, one_line
 from llmhalluc.hparams.parser import Config
 from llmhalluc.train.base import BaseExecutor
 from llmhalluc.train.scoring import Weights, score_through_model
@@ -106,7 +106,7 @@ class DPOExecutor(BaseExecutor):
                 stop_on_sigterm=self.stop_on_sigterm,
             )
         except (ValueError, NotImplementedError) as error:  # options of TRL's that do not go together
-            raise UserError(f"train: {' '.join(str(error).split())}") from error
+            raise UserError(f"train: {one_line(error)}") from error
 
     def record(self) -> dict[str, Any]:
         """The metrics of the evaluations too."""

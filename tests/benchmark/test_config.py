@@ -71,15 +71,15 @@ def test_all_mistakes_are_told_at_once_without_torch(tmp_path):
     assert (code, shown) == (2, "") and "optuna" not in modules
     assert errors.splitlines() == [
         "error: --verbos is none of --config FILE, --print-config, --verbose, -v, --help, section.key=value",
-        "error: model_name is no key; the nearest is model_name_or_path",
-        "error: generation.max_new_token is no key; the nearest is generation.max_new_tokens",
+        "error: model_name is no key; did you mean model_name_or_path?",
+        "error: generation.max_new_token is no key; did you mean generation.max_new_tokens?",
         "error: generation.top_k is 0, expected a number in [1, inf)",
         "error: generation.temperature is -1, expected a number in [0, inf)",
-        "error: evaluation.task is no key; the nearest is evaluation.tasks",
+        "error: evaluation.task is no key; did you mean evaluation.tasks?",
         "error: hpo.n_trials is 'many', expected int",
         "error: hpo.search_space.penalty is [0, -1], expected [low, high], {low, high, log, step} or {choices: […]} "
         "with low below high",
-        "error: operator probability_threshold has no parameter 'minimun'; the nearest is minimum",
+        "error: operator probability_threshold has no parameter 'minimun'; did you mean minimum?",
         "error: erase of operator probability_threshold is 1.5, expected a whole number from 1 to inf",
     ]
 
@@ -109,7 +109,7 @@ def test_inputs_are_told_in_the_names_of_the_file():
 def test_an_operator_that_is_unknown_or_has_nothing_to_tune():
     (found,) = sentences(operator_to_tune="ProbabilityThreshold")
     assert found.startswith(
-        "operator_to_tune: operator 'ProbabilityThreshold' is unknown; the nearest is probability_t"
+        "operator_to_tune: operator 'ProbabilityThreshold' is unknown; did you mean probability_threshold?"
     )
     (found,) = sentences(hpo={})
     assert found.startswith("hpo.search_space is empty: give ranges for parameters of probability_threshold (")

@@ -174,8 +174,8 @@ def test_no_double_bos():
         (dict(stop_sequences=["a", ""]), "stop_sequences holds an empty string"),
         (dict(stop_sequences=3), "stop_sequences is 3, expected str or list of str or none"),
         (dict(seed="x"), "seed is 'x'"),
-        (dict(temprature=1.0), "temprature is no generation setting; the nearest is temperature"),
-        (dict(operator="repitition"), "operator 'repitition' is unknown; the nearest is repetition"),
+        (dict(temprature=1.0), "temprature is no generation setting; did you mean temperature?"),
+        (dict(operator="repitition"), "operator 'repitition' is unknown; did you mean repetition?"),
         (dict(operator=Repetition), "operator is the class Repetition"),
         (dict(operator=3), "operator is 3"),
     ],
@@ -238,7 +238,7 @@ def test_from_pretrained_respects_the_record(tmp_path):
     assert Generator.from_pretrained(str(tmp_path), context="soft", device="cpu").context == "soft"
     given = dict(max_new_tokens=30, temperature=0, backtrack_bias=2.0)
     assert loaded.generate("the", **given) == generator("block").generate("the", max_new_tokens=30, temperature=0)
-    with pytest.raises(UserError, match="model.dtyp is no key; the nearest is model.dtype"):
+    with pytest.raises(UserError, match="model.dtyp is no key; did you mean model.dtype?"):
         Generator.from_pretrained(str(tmp_path), dtyp="float64")
     with pytest.raises(UserError, match="does not exist"):
         Generator.from_pretrained(str(tmp_path / "nothing"))

@@ -123,8 +123,12 @@ def test_chain_grants_hard_bans_first_and_then_the_longest():
 @pytest.mark.parametrize(
     ("name", "parameters", "sentences"),
     [
-        ("probability_treshold", {}, ["operator 'probability_treshold' is unknown; the nearest is probability_thres"]),
-        ("repetition", {"maxium": 3}, ["operator repetition has no parameter 'maxium'; the nearest is maximum"]),
+        (
+            "probability_treshold",
+            {},
+            ["operator 'probability_treshold' is unknown; did you mean probability_threshold?"],
+        ),
+        ("repetition", {"maxium": 3}, ["operator repetition has no parameter 'maxium'; did you mean maximum?"]),
         ("never", {"erase": 3}, ["operator never has no parameter 'erase'"]),
         ("backtrack_token", {}, ["operator backtrack_token needs token_id"]),
         (

@@ -72,5 +72,5 @@ def test_an_operator_is_named_by_gen_or_a_variant_and_checked_before_anything_is
              "c": {"operator_args": {"n": 2}}},
         )  # fmt: skip
     unknown, parameter, alone = raised.value.sentences
-    assert "the nearest is probability_threshold" in unknown and "no parameter 'n'" in parameter
+    assert "did you mean probability_threshold?" in unknown and "no parameter 'n'" in parameter
     assert "without gen.operator" in alone

@@ -101,7 +101,7 @@ def test_a_key_that_no_stage_knows_is_told_of_every_arm():
 @pytest.mark.parametrize(
     ("arms", "words"),
     [
-        ({"own": {"start": "stf"}}, "exp.arms.own.start is stf, which is no arm; the nearest is sft"),
+        ({"own": {"start": "stf"}}, "exp.arms.own.start is stf, which is no arm; valid: own, grpo, sft"),
         ({"own": {"start": 3}}, "exp.arms.own.start is 3, which is no arm"),
         ({"sft": {"start": "grpo"}}, "exp.arms.own starts from itself (own from sft from grpo from own)"),
         ({"sft": {"start": "sft"}}, "exp.arms.sft starts from itself (sft from sft)"),

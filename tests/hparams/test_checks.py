@@ -7,11 +7,16 @@ import pytest
 from llmhalluc.benchmark import config as benchmark
 from llmhalluc.extras.constant import EVAL_SPLITS
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.checks import CHOICES, RANGES, accepts, describe
-from llmhalluc.hparams.data_args import refuse_evaluation_split
-from llmhalluc.hparams.parser import SECTIONS, STAGES, build, section_keys
+from llmhalluc.hparams import trl_fields
+from llmhalluc.hparams.data_args import CONVERTERS, refuse_evaluation_split
+from llmhalluc.hparams.mapping import accepts, describe
+from llmhalluc.hparams.parser import SECTIONS, SEED, STAGES, build, section_keys
 
-CONVERTERS = CHOICES["data.converter"]
+# Every key by its dotted name; a key of `train` as its first stage knows it.
+KEYS = {f"{section}.{key}": k for section, keys in benchmark.KEYS.items() for key, k in keys.items()} | {"seed": SEED}
+for _stage_name in reversed(STAGES):
+    for _section in SECTIONS:
+        KEYS |= {f"{_section}.{key}": k for key, k in section_keys(_section, _stage_name).items()}
 LLAMA = {"from_config": {"model_type": "llama"}}
 
 
@@ -24,11 +29,11 @@ def sentences(raw: dict, *sections: str) -> list[str]:
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [
-        ({"train": {"learnig_rate": 1}}, "train.learnig_rate is no key; the nearest is train.learning_rate"),
-        ({"gen": {"max_tokens": 1}}, "gen.max_tokens is no key; the nearest is gen.max_new_tokens"),
-        ({"data": {"learning_rate": 1}}, "data.learning_rate is no key; the nearest is train.learning_rate"),
-        ({"learning_rate": 1}, "learning_rate is no section; the nearest is train.learning_rate"),
-        ({"modell": {}}, "modell is no section; the nearest is model"),
+        ({"train": {"learnig_rate": 1}}, "train.learnig_rate is no key; did you mean train.learning_rate?"),
+        ({"gen": {"max_tokens": 1}}, "gen.max_tokens is no key; did you mean gen.max_new_tokens?"),
+        ({"data": {"learning_rate": 1}}, "data.learning_rate is no key; did you mean train.learning_rate?"),
+        ({"learning_rate": 1}, "learning_rate is no section; did you mean train.learning_rate?"),
+        ({"modell": {}}, "modell is no section; did you mean model?"),
         ({"gen": 3}, "gen is 3, expected a section of keys"),
         ({"seed": "one"}, "seed is 'one', expected int or none"),
         ({"seed": -1}, "seed is -1, expected a number in [0, 4294967295]"),
@@ -49,7 +54,7 @@ def sentences(raw: dict, *sections: str) -> list[str]:
         ({"data": {"converter": "x"}}, f"data.converter is 'x', expected one of {', '.join(CONVERTERS)}"),
         ({"eval": {"data_files": {"a": 1}}}, "eval.data_files is {'a': 1}, expected dict of str"),
         ({"eval": {"variants": {"a": {"temperatur": 1}}}},
-         "eval.variants.a.temperatur is no key; the nearest is eval.variants.a.temperature"),
+         "eval.variants.a.temperatur is no key; did you mean eval.variants.a.temperature?"),
         ({"eval": {"variants": {"a": {"temperature": -1}}}},
          "eval.variants.a.temperature is -1, expected a number in [0, inf)"),
         ({"model": {"name_or_path": "???"}}, "model.name_or_path is ???, a placeholder: give it a value"),
@@ -71,13 +76,13 @@ def test_each_mistake_has_its_sentence(raw, sentence):
     assert sentences(raw) == [sentence]
 
 
-@pytest.mark.parametrize("name", RANGES)
-def test_ranges_hold_at_their_ends(name):
+@pytest.mark.parametrize("name", [name for name, key in KEYS.items() if key.bounds])
+def test_bounds_hold_at_their_ends(name):
     section, _, key = name.rpartition(".")
-    interval = RANGES[name]
-    whole = float not in _kinds(name)
-    for end, inward, inclusive in ((0, 1, interval[0] == "["), (1, -1, interval[-1] == "]")):
-        bound = float(interval[1:-1].split(",")[end])
+    bounds, kind = KEYS[name].bounds, KEYS[name].type
+    whole = float not in (kind, *getattr(kind, "__args__", ()))
+    for end, inward, inclusive in ((0, 1, bounds[0] == "["), (1, -1, bounds[-1] == "]")):
+        bound = float(bounds[1:-1].split(",")[end])
         if bound in (float("inf"), float("-inf")):
             continue
         step = 1 if whole else 1e-6
@@ -85,14 +90,7 @@ def test_ranges_hold_at_their_ends(name):
         for value, fine in ((at, inclusive), (inside, True), (outside, False)):
             stage = {"stage": _stage(key)} if section == "train" else {}
             told = _told({section: {key: value} | stage} if section else {key: value})
-            assert (f"{name} is {value}, expected a number in {interval}" in told) is not fine
-
-
-def _kinds(name: str) -> tuple:
-    section, _, key = name.rpartition(".")
-    known = benchmark.KEYS.get(section) or (section_keys(section, _stage(key)) if section else {})
-    kind = known[key].type if section else int
-    return (kind, *getattr(kind, "__args__", ()))
+            assert (f"{name} is {value}, expected a number in {bounds}" in told) is not fine
 
 
 def _stage(key: str) -> str:
@@ -108,11 +106,8 @@ def _told(raw: dict) -> list[str]:
     return []
 
 
-def test_tables_speak_of_keys_that_are_there_and_allow_the_defaults():
-    known = {f"{section}.{key}" for section in SECTIONS for stage in STAGES for key in section_keys(section, stage)}
-    known |= {"seed"}
-    known |= {f"{section}.{key}" for section, keys in benchmark.KEYS.items() for key in keys}
-    assert RANGES.keys() | CHOICES.keys() <= known
+def test_bounds_speak_of_keys_that_are_there_and_allow_the_defaults():
+    assert {f"train.{key}" for key in trl_fields.BOUNDS} <= KEYS.keys()
     assert _told({}) == []
     for stage in STAGES:
         plain = {section: {key: k.default for key, k in section_keys(section, stage).items()} for section in SECTIONS}

@@ -48,7 +48,7 @@ def test_three_mistakes_are_three_sentences(tmp_path, program):
     code, shown, errors, _ = call(program, "--config", str(tmp_path / "bad.yaml"))
     assert (code, shown) == (2, "")
     assert errors.splitlines() == [
-        "error: train.learnig_rate is no key; the nearest is train.learning_rate",
+        "error: train.learnig_rate is no key; did you mean train.learning_rate?",
         "error: train.max_steps is 'many', expected int",
         "error: backtrack.context is 'blok', expected one of soft, block, rewind",
     ]

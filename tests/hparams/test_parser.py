@@ -10,7 +10,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.checks import CHOICES, RANGES
+from llmhalluc.hparams.mapping import Key
 from llmhalluc.hparams.parser import SECTIONS, build, load_raw, parse, read, resolved, section_keys, to_yaml
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=8) | st.sampled_from(
@@ -39,32 +39,30 @@ PLAIN = st.recursive(
 )
 
 
-def values(name: str, kind: Any) -> st.SearchStrategy:
+def values(key: Key) -> st.SearchStrategy:
     """Values that a key takes."""
-    origin, args = get_origin(kind) or kind, get_args(kind)
-    if name in CHOICES:
-        return st.sampled_from(CHOICES[name])
+    origin, args = get_origin(key.type) or key.type, get_args(key.type)
+    if key.choices:
+        return st.sampled_from(key.choices)
     if origin in (Union, types.UnionType):
-        return st.one_of([values(name, arg) for arg in args])
+        return st.one_of([values(key._replace(type=arg)) for arg in args])
     if origin is Literal:
         return st.sampled_from(args)
     if origin in (int, float):
-        low, high = map(float, RANGES.get(name, "[-9, 9]")[1:-1].split(","))
+        low, high = map(float, (key.bounds or "[-9, 9]")[1:-1].split(","))
         if origin is int:
             return st.integers(int(low), int(min(high, 99)))
         return st.floats(low, min(high, 9.0), exclude_min=True, exclude_max=True)
     if origin is list:
-        return st.lists(values("", args[0]), max_size=2)
+        return st.lists(values(Key(args[0], None, "")), max_size=2)
     if origin is dict:
-        return st.dictionaries(TEXTS, values("", args[1]) if args else PLAIN, max_size=2)
+        return st.dictionaries(TEXTS, values(Key(args[1], None, "")) if args else PLAIN, max_size=2)
     return {bool: st.booleans(), str: TEXTS, Any: PLAIN, types.NoneType: st.none()}[origin]
 
 
 def sections() -> st.SearchStrategy:
     """Raw configs of keys with values that their types and ranges allow."""
-    keys = {
-        name: {key: values(f"{name}.{key}", kind.type) for key, kind in section_keys(name).items()} for name in SECTIONS
-    }
+    keys = {name: {name: values(key) for name, key in section_keys(name).items()} for name in SECTIONS}
     keys["eval"]["variants"] = st.just({"a": {"temperature": 1.0}})
     some = {
         name: st.lists(st.sampled_from(sorted(made)), max_size=4, unique=True).flatmap(

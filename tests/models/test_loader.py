@@ -174,7 +174,7 @@ REFUSED = {
     "no tokenizer": (replace(FRESH, tokenizer=None), "model.from_config needs model.tokenizer"),
     "two models": (replace(FRESH, name_or_path="x"), "set beside model.name_or_path"),
     "no type": (replace(FRESH, from_config={}), "model_type None"),
-    "unknown key": (replace(FRESH, from_config=CONFIG | {"hiden_size": 3}), "did you mean 'hidden_size'"),
+    "unknown key": (replace(FRESH, from_config=CONFIG | {"hiden_size": 3}), "did you mean hidden_size"),
     "wrong type": (replace(FRESH, from_config=CONFIG | {"hidden_size": "x"}), "'hidden_size' expected int"),
     "odd size": (replace(FRESH, from_config=CONFIG | {"hidden_size": 33}), "not a multiple"),
 }
