@@ -19,10 +19,10 @@ def _main() -> int:
     try:
         results = run(benchmark, verbose=any(word in VERBOSE for word in sys.argv))
     except KeyboardInterrupt:
-        but = " without evaluation.overwrite=true" if benchmark.eval.overwrite else ""
-        print(f"stopped: run the same command again{but} to go on, finished trials are kept")
+        but = " without evaluation.overwrite=true" if benchmark.config.eval.overwrite else ""
+        print(f"stopped: run the same command again{but} to resume, finished trials are kept")
         return 130
-    print(f"\n{text(results)}\n\n{benchmark.eval.output_dir} holds report.html, results.json and results.csv")
+    print(f"\n{text(results)}\n\n{benchmark.config.eval.output_dir} holds report.html, results.json and results.csv")
     return 0
 
 

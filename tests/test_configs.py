@@ -5,7 +5,8 @@ import importlib.util
 import pytest
 
 from llmhalluc.extras.constant import CONFIGS
-from llmhalluc.hparams.parser import build, load_raw
+from llmhalluc.hparams.parser import build
+from llmhalluc.hparams.yaml_files import load_raw
 from tests.real import DATA, real_data
 
 RUNS = sorted((CONFIGS / "llmhalluc").rglob("*.yaml"))

@@ -7,7 +7,7 @@ import pytest
 
 from llmhalluc import run_selfgen
 from llmhalluc.extras.errors import exit_code
-from llmhalluc.hparams.parser import to_yaml
+from llmhalluc.hparams.yaml_files import to_yaml
 from tests.hparams.test_cli import call
 from tests.selfgen import noisy
 

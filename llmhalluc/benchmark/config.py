@@ -1,29 +1,31 @@
-"""A benchmark's YAML -> a `Benchmark`; every mistake told at once, before torch is imported."""
+"""A benchmark's YAML -> a `Benchmark`; every mistake is reported at once, before torch is imported.
+
+Its keys are renamed at the door, where each has its published name; behind it everything is shared with other programs.
+"""
 
 import dataclasses
 import math
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from types import SimpleNamespace
 from typing import Any
 
 from llmhalluc.decoding.operators import OPERATORS, make_operator
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams import checks, parser
-from llmhalluc.hparams.benchmark_args import BenchmarkArguments, EvaluationArguments, HpoArguments
-from llmhalluc.hparams.data_args import DataArguments
-from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams import parser, yaml_files
+from llmhalluc.hparams.benchmark_args import (
+    BenchmarkArguments,
+    EvaluationArguments,
+    Generation,
+    HpoArguments,
+    ModelKwargs,
+)
 from llmhalluc.hparams.help import help_text
 from llmhalluc.hparams.mapping import accepts, check_mapping, keys_of, make
-from llmhalluc.hparams.model_args import ModelArguments
 
-SECTIONS: dict[str, Any] = {
-    "model_kwargs": ModelArguments, "generation": GenArguments, "evaluation": EvaluationArguments, "hpo": HpoArguments,
-}  # fmt: skip
-# What the sections of a benchmark are called in other YAMLs.
-ALIASES = {"model_kwargs": "model", "generation": "gen", "evaluation": "eval"}
+# Our sections, under the names of a benchmark's.
+KINDS: dict[str, Any] = {"model": ModelKwargs, "gen": Generation, "eval": EvaluationArguments}
+SECTIONS: dict[str, Any] = {kind.section: kind for kind in (*KINDS.values(), HpoArguments)}
 # Keys of these classes that a benchmark says on its top level, or not at all.
 ELSEWHERE = {"name_or_path", "device", "operator", "operator_args", "variants"}
 TOP = keys_of(BenchmarkArguments)
@@ -32,32 +34,23 @@ KEYS = {
     for section, kind in SECTIONS.items()
 }
 VERBOSE = ("--verbose", "-v")
-_FLAGS = "  --verbose, -v      tell more of each trial, with progress bars and the harness's own messages\n"
+_FLAGS = "  --verbose, -v      show more of each trial, with progress bars and the harness's own messages\n"
 
 
 @dataclass
 class Benchmark:
-    """A checked configuration; `given` are the keys of `generation` that were given and so win over a task's own."""
+    """A checked configuration: what every program takes, what is tuned, and how."""
 
+    config: parser.Config
     top: BenchmarkArguments
-    model: ModelArguments
-    gen: GenArguments
-    given: frozenset[str]
-    eval: EvaluationArguments
     hpo: HpoArguments
 
     def plain(self) -> dict[str, Any]:
         """The configuration as the YAML would hold it, every key written out but those of `generation` not given."""
-        sections: dict[str, Any] = {
-            "model_kwargs": self.model,
-            "generation": self.gen,
-            "evaluation": self.eval,
-            "hpo": self.hpo,
-        }
         plain = asdict(self.top)
-        for section, values in sections.items():
-            kept = self.given if section == "generation" else KEYS[section].keys()
-            plain[section] = {key: value for key, value in asdict(values).items() if key in kept}
+        for section in (self.config.model, self.config.gen, self.config.eval, self.hpo):
+            kept = self.config.gen_given if section is self.config.gen else KEYS[section.section]
+            plain[section.section] = {key: value for key, value in asdict(section).items() if key in kept}
         return plain
 
 
@@ -67,7 +60,7 @@ def parse(argv: list[str]) -> Benchmark:
         groups = {"": (BenchmarkArguments.__doc__, TOP)} | {name: (SECTIONS[name].__doc__, KEYS[name]) for name in KEYS}
         parser.show(help_text("run_benchmark", None, groups, "hpo.n_trials=50", _FLAGS))
         sys.exit(0)
-    raw, problems = parser.read_words(argv, None, ("--print-config", *VERBOSE))
+    raw, problems = yaml_files.read_words(argv, None, ("--print-config", *VERBOSE))
     try:
         benchmark = build(raw)
     except UserError as error:
@@ -75,32 +68,23 @@ def parse(argv: list[str]) -> Benchmark:
     if problems:
         raise UserError(*problems)
     if "--print-config" in argv:
-        parser.show(parser.to_yaml(benchmark.plain()))
+        parser.show(yaml_files.to_yaml(benchmark.plain()))
         sys.exit(0)
     return benchmark
 
 
 def build(raw: dict[str, Any]) -> Benchmark:
     """Check and convert plain data. Raises UserError with a sentence for every mistake."""
-    given = {key: dict(value) if isinstance(value, dict) else value for key, value in raw.items()}
-    given |= {section: {} for section in SECTIONS if given.get(section) is None}
-    problems = list(_key_problems(given))
-    operator, fixed, space = given.get("operator_to_tune"), given.get("operator_args", {}), given["hpo"]
-    space = space.get("search_space", {}) if isinstance(space, dict) else {}
-    if isinstance(operator, str) and accepts(dict[str, Any], fixed) and accepts(dict[str, Any], space):
-        problems += _operator_problems(operator, fixed, space)
-    if problems:
+    given = raw | {section: {} for section in SECTIONS if raw.get(section) is None}
+    if problems := [*_key_problems(given), *_operator_problems(given)]:
         raise UserError(*problems)
     top = make(BenchmarkArguments, {key: value for key, value in given.items() if key in TOP})
-    model, gen, test, hpo = (make(kind, given[section]) for section, kind in SECTIONS.items())
-    model.name_or_path, model.device = top.model_name_or_path, top.device
-    inputs = checks.inputs(SimpleNamespace(model=model, data=DataArguments(), eval=test), ("model", "eval"))
-    problems = [renamed(sentence) for _, sentence in inputs]
+    ours = {name: given[kind.section] for name, kind in KINDS.items()}
+    ours["model"] = ours["model"] | {"name_or_path": top.model_name_or_path, "device": top.device}
+    config = parser.build(ours, ("model", "eval"), KINDS)
     if top.operator_to_tune is None and not top.run_baseline:
-        problems.append("operator_to_tune is none and run_baseline is false: nothing is left to run")
-    if problems:
-        raise UserError(*problems)
-    return Benchmark(top, model, gen, frozenset(given["generation"]), test, hpo)
+        raise UserError("operator_to_tune is none and run_baseline is false: nothing is left to run")
+    return Benchmark(config, top, make(HpoArguments, given["hpo"]))
 
 
 def values(name: str, span: Any) -> list[Any]:
@@ -126,31 +110,22 @@ def values(name: str, span: Any) -> list[Any]:
     return ends
 
 
-def renamed(sentence: str) -> str:
-    """A sentence about keys of `model`, `gen` and `eval` under the names that a benchmark gives them."""
-    ours = {"model.name_or_path": "model_name_or_path", "model.device": "device"}
-    ours |= {bare: f"evaluation.{bare}" for bare in ("output_dir", "overwrite=true")}  # as run_folder.py says them
-    ours |= {
-        f"{theirs}.{key}": f"{alias}.{key}" for alias, theirs in ALIASES.items() for key in KEYS[alias]
-    }  # fmt: skip
-    return re.sub(
-        r"(?<![\w./])((model|gen|eval)\.\w+|output_dir|overwrite=true)",
-        lambda match: ours.get(match[0], match[0]),
-        sentence,
-    )
-
-
 def _key_problems(given: dict[str, Any]) -> Iterator[str]:
     """Sentences about single keys: unknown, of another type, out of range."""
     names = [f"{section}.{key}" for section, keys in KEYS.items() for key in keys]
     top = {name: value for name, value in given.items() if name not in SECTIONS}
-    yield from (sentence for _, sentence in check_mapping("", top, TOP, [*SECTIONS, *names]))
+    problems = check_mapping("", top, TOP, [*SECTIONS, *names])
     for section in SECTIONS:
-        yield from (sentence for _, sentence in check_mapping(section, given[section], KEYS[section], names))
+        problems += check_mapping(section, given[section], KEYS[section], names)
+    yield from (sentence for _, sentence in problems)
 
 
-def _operator_problems(operator: str, fixed: dict[str, Any], space: dict[str, Any]) -> Iterator[str]:
-    """Sentences about the operator, the parameters that stay, and the ranges of the others."""
+def _operator_problems(given: dict[str, Any]) -> Iterator[str]:
+    """Sentences about the operator, the parameters that stay, and the ranges of the others, where these have a type."""
+    operator, fixed, space = given.get("operator_to_tune"), given.get("operator_args", {}), given["hpo"]
+    space = space.get("search_space", {}) if isinstance(space, dict) else {}
+    if not (isinstance(operator, str) and accepts(dict[str, Any], fixed) and accepts(dict[str, Any], space)):
+        return
     if operator not in OPERATORS:
         try:
             make_operator(operator)
@@ -176,10 +151,10 @@ def _operator_problems(operator: str, fixed: dict[str, Any], space: dict[str, An
                 yield f"hpo.search_space.{name} is {span!r}: its steps are whole numbers"
         except UserError as error:
             yield str(error)
-    told: dict[str, None] = {}
+    found: dict[str, None] = {}
     for i in range(max(map(len, candidates.values()), default=0)):
         try:
-            make_operator(operator, **{name: found[min(i, len(found) - 1)] for name, found in candidates.items()})
+            make_operator(operator, **{name: options[min(i, len(options) - 1)] for name, options in candidates.items()})
         except UserError as error:
-            told |= dict.fromkeys(error.sentences)
-    yield from told
+            found |= dict.fromkeys(error.sentences)
+    yield from found

@@ -53,7 +53,7 @@ class Session:
 
     def __init__(self, benchmark: Benchmark):
         self.benchmark = benchmark
-        self.manager, tasks = load_tasks(benchmark.eval, SUDOKU_TEST_PERCENT)
+        self.manager, tasks = load_tasks(benchmark.config.eval, SUDOKU_TEST_PERCENT)
         self.tasks = leaves(tasks)
         tunes = benchmark.top.operator_to_tune is not None
         tune, held_out = {}, {}
@@ -64,7 +64,7 @@ class Session:
                     f"evaluation.tasks names {name}, which scores likelihoods of given texts: nothing is generated "
                     "that an operator could erase; name a task that generates"
                 )
-            n = min(len(task.eval_docs), benchmark.eval.limit or len(task.eval_docs))
+            n = min(len(task.eval_docs), benchmark.config.eval.limit or len(task.eval_docs))
             cut = min(max(round(n * benchmark.hpo.tune_share), 1), n - 1) if tunes else 0
             if n < 1 + tunes:
                 raise UserError(
@@ -72,9 +72,9 @@ class Session:
                 )
             tune[name], held_out[name] = list(range(cut)), list(range(cut, n))
         self.tune, self.held_out = (_parts(split, benchmark.hpo.parts) for split in (tune, held_out))
-        self.lm = BacktrackLM(benchmark.model, batch_size=benchmark.eval.batch_size)
+        self.lm = BacktrackLM(benchmark.config.model, batch_size=benchmark.config.eval.batch_size)
         self.lm.quiet = True
-        check_chat_template(self.lm, benchmark.eval)
+        check_chat_template(self.lm, benchmark.config.eval)
 
     def decode(self, parameters: dict[str, Any] | None, documents: Documents) -> Outcome:
         """Decode with the operator at these parameters; None: without it."""
@@ -82,9 +82,10 @@ class Session:
         if parameters is not None:
             top = self.benchmark.top
             changes = {"operator": top.operator_to_tune, "operator_args": top.operator_args | parameters}
-        self.lm.begin(Variant(replace(self.benchmark.gen, **changes), self.benchmark.given | changes.keys()))
+        config = self.benchmark.config
+        self.lm.begin(Variant(replace(config.gen, **changes), config.gen_given | changes.keys()))
         tasks = [task for task in self.tasks if task.task_name in documents]
-        found = run_harness(self.lm, self.manager, tasks, self.benchmark.eval, documents)
+        found = run_harness(self.lm, self.manager, tasks, self.benchmark.config.eval, documents)
         outcome = Outcome(seconds=self.lm.seconds)
         for task in tasks:
             name = task.task_name
@@ -97,7 +98,7 @@ class Session:
     def warm_up(self) -> None:
         """Decode one batch for nothing, so that the first to be timed pays no more than the others."""
         name, numbers = next(iter((self.tune or self.held_out)[0].items()))
-        self.decode(None, {name: numbers[: self.benchmark.eval.batch_size]})
+        self.decode(None, {name: numbers[: self.benchmark.config.eval.batch_size]})
 
 
 def paired_difference(ours: list[int], theirs: list[int]) -> dict[str, Any]:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmhalluc.benchmark import table
-from llmhalluc.benchmark.config import Benchmark, renamed
+from llmhalluc.benchmark.config import Benchmark
 from llmhalluc.extras.errors import UserError
+from llmhalluc.extras.jsonl import write_lines
 from llmhalluc.extras.run_folder import environment, open_run, write_json
 
 if TYPE_CHECKING:
-    from llmhalluc.benchmark.measure import Outcome
+    from llmhalluc.benchmark.measure import Outcome, Session
 
 # What may change between two runs of one study: where it lies, what it runs on, how many trials it makes.
 NOT_IDENTITY = (("hpo", "n_trials"), ("evaluation", "output_dir"), ("evaluation", "overwrite"), (None, "device"))
@@ -28,18 +29,15 @@ def run(benchmark: Benchmark, verbose: bool = False) -> dict[str, Any]:
     record = json.loads(json.dumps(plain))
     for section, key in NOT_IDENTITY:
         (record[section] if section else record).pop(key, None)
-    test = benchmark.eval
+    test = benchmark.config.eval
     _be_quiet(verbose)
-    try:
-        with open_run(test.output_dir, record, overwrite=test.overwrite, resume=True) as folder:
-            done = folder / "results.json"
-            if done.exists() and len((found := json.loads(done.read_text()))["trials"]) >= _wanted(benchmark):
-                more = f"; hpo.n_trials={len(found['trials']) + 10} goes on" if found["trials"] else ""
-                print(f"{test.output_dir} holds this benchmark finished{more}")
-                return found
-            return _run(benchmark, plain, folder, verbose)
-    except UserError as error:
-        raise UserError(*map(renamed, error.sentences)) from error
+    with open_run(test.output_dir, record, test.overwrite, resume=True, key=test.key) as folder:
+        done = folder / "results.json"
+        if done.exists() and len((found := json.loads(done.read_text()))["trials"]) >= _wanted(benchmark):
+            more = f"; hpo.n_trials={len(found['trials']) + 10} adds trials" if found["trials"] else ""
+            print(f"{test.output_dir} holds this benchmark finished{more}")
+            return found
+        return _run(benchmark, plain, folder, verbose)
 
 
 def _run(benchmark: Benchmark, plain: dict[str, Any], folder: Path, verbose: bool) -> dict[str, Any]:
@@ -52,43 +50,61 @@ def _run(benchmark: Benchmark, plain: dict[str, Any], folder: Path, verbose: boo
     to_tune, to_report = (sum(counted.values()) for counted in documents.values())
     print(f"{to_tune} documents to tune on, {to_report} held out", flush=True)
     session.warm_up()
-    tuned: list[Outcome] | None = None
+    on_tune: list[Outcome] | None = None
     if top.run_baseline and session.tune:
-        tuned = [session.decode(None, part) for part in session.tune]
-        print(table.line("baseline", sum(tuned, Outcome()).summary(), verbose), flush=True)
-    search, trials, best = None, [], None
+        on_tune = [session.decode(None, part) for part in session.tune]
+        print(table.line("baseline", sum(on_tune, Outcome()).summary(), verbose), flush=True)
+    search, trials, winner = None, [], None
     if top.operator_to_tune is not None:
         search = study.open_study(folder)
-
-        def say(number, trial):
-            print(table.trial_line(number, benchmark.hpo.n_trials, trial, verbose), flush=True)
-
-        study.tune(session, search, benchmark, tuned, say)
-        trials, best = study.finished(search), study.winner(search)
-        if best is None:
-            reasons = {trial.user_attrs["reason"] for trial in trials}
-            raise UserError(f"no trial could be scored ({'; '.join(sorted(reasons))}): see {folder / 'study.db'}")
-    ways: dict[str, dict | None] = {"baseline": None} if top.run_baseline else {}
-    ways |= {} if best is None else {"winner": best.params}
-    held_out = dict.fromkeys(ways, Outcome())
-    for i, part in enumerate(session.held_out):
-        for name in list(ways)[:: 1 if i % 2 == 0 else -1]:
-            held_out[name] += session.decode(ways[name], part)
+        _tune(session, search, on_tune, verbose)
+        trials, winner = study.finished(search), study.winner(search)
+        if winner is None:
+            reasons = sorted({trial.user_attrs["reason"] for trial in trials})
+            raise UserError(f"no trial could be scored ({'; '.join(reasons)}): see {folder / 'study.db'}")
+    parameters: dict[str, dict[str, Any] | None] = {}  # of the operator, by way of decoding
+    if top.run_baseline:
+        parameters["baseline"] = None
+    if winner is not None:
+        parameters["winner"] = winner.params
+    held_out = _in_turn(session, parameters)
     results: dict[str, Any] = {"documents": documents, "baseline": None, "trials": table.trials(trials), "winner": None}
     if top.run_baseline:
-        on_tune = sum(tuned, Outcome()).summary() if tuned else None
-        results["baseline"] = {"tune": on_tune, "held_out": held_out["baseline"].summary()}
-    if best is not None:
-        number = [trial.number for trial in trials].index(best.number) + 1
-        parameters = top.operator_args | best.params
-        results["winner"] = {"trial": number, "parameters": parameters, "held_out": held_out["winner"].summary()}
-    results["comparison"] = _comparison(**held_out) if len(ways) == 2 else None
+        summary = sum(on_tune, Outcome()).summary() if on_tune else None
+        results["baseline"] = {"tune": summary, "held_out": held_out["baseline"].summary()}
+    if winner is not None:
+        number = [trial.number for trial in trials].index(winner.number) + 1
+        settings = top.operator_args | winner.params
+        results["winner"] = {"trial": number, "parameters": settings, "held_out": held_out["winner"].summary()}
+    results["comparison"] = _comparison(**held_out) if len(held_out) == 2 else None
     results |= {"config": plain, "environment": environment()}
-    _write_samples(folder / "samples.jsonl", held_out)
+    samples = [{"decoding": name} | answer for name, outcome in held_out.items() for answer in outcome.answers]
+    write_lines(folder / "samples.jsonl", samples)
     table.write_csv(results, folder / "results.csv")
     report.write(results, search, held_out, session.lm, folder)
     write_json(folder / "results.json", results)  # last: its presence says that all is there
     return results
+
+
+def _tune(session: "Session", search: Any, on_tune: "list[Outcome] | None", verbose: bool) -> None:
+    """Run what is left of the search, with a line a trial."""
+    from llmhalluc.benchmark import study
+
+    def show(number, trial):
+        print(table.trial_line(number, session.benchmark.hpo.n_trials, trial, verbose), flush=True)
+
+    study.tune(session, search, on_tune, show)
+
+
+def _in_turn(session: "Session", parameters: dict[str, dict[str, Any] | None]) -> "dict[str, Outcome]":
+    """What each way of decoding came to on the held-out documents: part by part, first the one, then the other."""
+    from llmhalluc.benchmark.measure import Outcome
+
+    held_out = dict.fromkeys(parameters, Outcome())
+    for i, part in enumerate(session.held_out):
+        for name in list(parameters)[:: 1 if i % 2 == 0 else -1]:
+            held_out[name] += session.decode(parameters[name], part)
+    return held_out
 
 
 def _comparison(winner: "Outcome", baseline: "Outcome") -> dict[str, Any]:
@@ -111,15 +127,6 @@ def _counted(parts: list[dict[str, list[int]]]) -> dict[str, int]:
     """Task -> number of documents."""
     tasks = dict.fromkeys(task for part in parts for task in part)
     return {task: sum(len(part.get(task, ())) for part in parts) for task in tasks}
-
-
-def _write_samples(path: Path, held_out: dict[str, Any]) -> None:
-    lines = [
-        json.dumps({"decoding": name} | answer, ensure_ascii=False, default=str)
-        for name, outcome in held_out.items()
-        for answer in outcome.answers
-    ]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _be_quiet(verbose: bool) -> None:

@@ -1,7 +1,8 @@
-"""The search: Optuna asks for parameters, `tune` tells it how well they did, the study lies in an SQLite file.
+"""The search: Optuna asks for parameters, `tune` reports how well they did, the study lies in an SQLite file.
 
-The draw of a trial depends on the seed, its number and the trials before it alone, so a study that was killed goes on
-as if it had not been. An interrupted trial is tried again; one that raised is told with its reason and never scored.
+The draw of a trial depends on the seed, its number and the trials before it alone, so a study that was killed is
+resumed as if it had not been. An interrupted trial is tried again; one that raised is reported with its reason and
+never scored.
 """
 
 import traceback
@@ -42,14 +43,13 @@ def winner(study: optuna.Study) -> FrozenTrial | None:
 
 
 def tune(
-    session: Session, study: optuna.Study, benchmark: Benchmark, baseline: list[Outcome] | None,
-    say: Callable[[int, FrozenTrial], None],
-) -> None:  # fmt: skip
-    """Run trials until the study has hpo.n_trials; `say` is called with the number and the trial as each ends.
+    session: Session, study: optuna.Study, baseline: list[Outcome] | None, show: Callable[[int, FrozenTrial], None]
+) -> None:
+    """Run trials until the study has hpo.n_trials; `show` is called with the number and the trial as each ends.
 
     `baseline`: the outcome without the operator, part by part, measured in this process; times are relative to it.
     """
-    hpo = benchmark.hpo
+    benchmark, hpo = session.benchmark, session.benchmark.hpo
     for left in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(left.number, state=TrialState.FAIL)
     space = distributions(benchmark)
@@ -62,12 +62,12 @@ def tune(
         trial = study.ask(space)
         try:
             state, value = _run(session, study, trial, baseline)
-        except Exception as error:  # told in the report, with the trial's parameters; the others go on
+        except Exception as error:  # the report shows it, with the trial's parameters; the others go on
             trial.set_user_attr("reason", f"{type(error).__name__}: {one_line(error)}")
             trial.set_user_attr("traceback", traceback.format_exc())
             state, value = TrialState.FAIL, None
         study.tell(trial, value, state=state)
-        say(number + 1, study.get_trials()[trial.number])
+        show(number + 1, study.get_trials()[trial.number])
 
 
 def distributions(benchmark: Benchmark) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from llmhalluc.decoding.sequence import Erasure, Trace
-from llmhalluc.extras.lines import go_on
+from llmhalluc.extras.jsonl import resume_lines
 
 
 class Journal:
@@ -17,7 +17,7 @@ class Journal:
 
     def __init__(self, path: Path):
         self._found: dict[str, dict] = {}
-        records, self._file = go_on(path)
+        records, self._file = resume_lines(path)
         for record in records:
             self._found[record.pop("key")] = record
 

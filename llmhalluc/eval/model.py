@@ -153,8 +153,8 @@ class BacktrackLM(HFLM):
         room = self.max_length - options.max_new_tokens
         if room < 1:
             raise UserError(
-                f"gen.max_new_tokens is {options.max_new_tokens}, but the model has {self.max_length} positions: "
-                "lower it so that the prompt has room"
+                f"{options.key('max_new_tokens')} is {options.max_new_tokens}, but the model has {self.max_length} "
+                "positions: lower it so that the prompt has room"
             )
         if len(ids) > room:
             if not self.truncated:

@@ -1,7 +1,5 @@
 """`evaluate`: every task under every decoding variant, by lm-eval's simple_evaluate with our model class."""
 
-import json
-import os
 import re
 from dataclasses import asdict
 from math import isfinite
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llmhalluc.eval.lm_eval_patches import no_environment_probe
 from llmhalluc.eval.variants import make_variants
 from llmhalluc.extras.errors import UserError
+from llmhalluc.extras.jsonl import write_lines
 from llmhalluc.extras.run_folder import environment, open_run, write_json
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def evaluate(config: "Config") -> dict[str, Any]:
     settings, plain = config.eval, resolved(config)
     record = {section: plain[section] for section in ("model", "gen", "eval")}
     record["data"] = {"sudoku_test_percent": config.data.sudoku_test_percent}
-    with open_run(settings.output_dir, record, overwrite=settings.overwrite, resume=True) as folder:
+    with open_run(settings.output_dir, record, settings.overwrite, resume=True, key=settings.key) as folder:
         manager, tasks = load_tasks(settings, config.data.sudoku_test_percent)
         lm = BacktrackLM(config.model, batch_size=settings.batch_size)
         check_chat_template(lm, settings)
@@ -79,7 +78,8 @@ def check_chat_template(lm: "BacktrackLM", settings: "EvalArguments") -> None:
     """Raise UserError where a chat template is asked for and the tokenizer has none."""
     if settings.apply_chat_template and not lm.tokenizer.chat_template:
         raise UserError(
-            "eval.apply_chat_template is true, but the model's tokenizer has no chat template: set it to false"
+            f"{settings.key('apply_chat_template')} is true, but the model's tokenizer has no chat template: "
+            "set it to false"
         )
 
 
@@ -101,7 +101,7 @@ def _collect(lm: "BacktrackLM", tasks: list, found: dict, folder: Path, variant:
         if name in by_name:
             samples, counts = records(lm, by_name[name], found["samples"][name])
             file_name = re.sub(r"[^\w.-]", "_", name)
-            _write_lines(folder / f"samples_{variant}_{file_name}.jsonl", samples)
+            write_lines(folder / f"samples_{variant}_{file_name}.jsonl", samples)
             scores = [sample["correct"] for sample in samples]
             metrics |= accuracy([] if None in scores else scores) | trace_metrics(counts)
             metrics["truncated_prompts"] = lm.truncated[name]
@@ -148,11 +148,3 @@ def records(
             record[key] = getattr(traces[0], key) if traces else None
         merged[sample["doc_id"]] = record | (mine[0] if mine else Counts(0, 0, 0))._asdict()
     return list(merged.values()), counts
-
-
-def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
-    os.replace(temporary, path)

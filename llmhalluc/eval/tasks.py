@@ -21,10 +21,11 @@ def load_tasks(settings: EvalArguments, sudoku_test_percent: int) -> tuple[TaskM
     Raises UserError for an unknown task or none, a data file of no use, or few-shot examples from nowhere.
     """
     if not settings.tasks:
-        raise UserError("eval.tasks is empty: name at least one task")
+        raise UserError(f"{settings.key('tasks')} is empty: name at least one task")
     for table in ("data_files", "fewshot_files"):
         for name in getattr(settings, table).keys() - set(settings.tasks):
-            raise UserError(f"eval.{table} names {name}, which is not among eval.tasks: {', '.join(settings.tasks)}")
+            among = f"{settings.key('tasks')}: {', '.join(settings.tasks)}"
+            raise UserError(f"{settings.key(table)} names {name}, which is not among {among}")
     metadata = {key: getattr(settings, key) for key in vars(settings) if key.startswith("sudoku_")}
     manager = _manager(settings, metadata | {"sudoku_test_percent": sudoku_test_percent})
     built = []
@@ -55,10 +56,8 @@ def _manager(settings: EvalArguments, metadata: dict[str, Any]) -> TaskManager:
         unknown = [name for name in settings.tasks if name not in manager.task_index and not Path(name).is_file()]
         if not unknown:
             return manager
-    listing = "`python -m llmhalluc.eval ls tasks`"
-    raise UserError(
-        *(f"eval.tasks names {n}, which is unknown{did_you_mean(n, manager.all_tasks, listing)}" for n in unknown)
-    )
+    meant = {name: did_you_mean(name, manager.all_tasks, "`python -m llmhalluc.eval ls tasks`") for name in unknown}
+    raise UserError(*(f"{settings.key('tasks')} names {name}, which is unknown{meant[name]}" for name in unknown))
 
 
 def _with_local_files(manager: TaskManager, name: str, settings: EvalArguments) -> dict[str, Any]:
@@ -67,10 +66,12 @@ def _with_local_files(manager: TaskManager, name: str, settings: EvalArguments) 
     path = entry.yaml_path if entry else Path(name)
     task = task_config(path)
     if "task" not in task or not isinstance(task["task"], str) or "class" in task:
-        raise UserError(f"eval.tasks names {name}, a group or a Python class: local files replace the data of one task")
+        raise UserError(
+            f"{settings.key('tasks')} names {name}, a group or a Python class: local files replace the data of one task"
+        )
     fewshot = {**(task.get("fewshot_config") or {})}
     if name in settings.data_files:
-        file = _data_file("data_files", name, settings.data_files[name])
+        file = _data_file(f"{settings.key('data_files')}.{name}", settings.data_files[name])
         split = task.get("test_split") or task["validation_split"]
         task |= {
             "dataset_path": READERS[file.suffix], "dataset_name": None, "custom_dataset": None,
@@ -78,27 +79,28 @@ def _with_local_files(manager: TaskManager, name: str, settings: EvalArguments) 
         }  # fmt: skip
         fewshot["split"] = None
     if name in settings.fewshot_files:
-        file = _data_file("fewshot_files", name, settings.fewshot_files[name])
+        file = _data_file(f"{settings.key('fewshot_files')}.{name}", settings.fewshot_files[name])
         records = load_dataset(READERS[file.suffix], data_files=str(file), split="train")
         process = task.get("process_docs")
         fewshot |= {"split": None, "samples": list(process(records) if process else records)}
         if len(fewshot["samples"]) < (settings.num_fewshot or 0):
             raise UserError(
-                f"eval.num_fewshot is {settings.num_fewshot}, but eval.fewshot_files.{name} ({file}) has only "
-                f"{len(fewshot['samples'])} records: lower it or name a longer file"
+                f"{settings.key('num_fewshot')} is {settings.num_fewshot}, but {settings.key('fewshot_files')}.{name} "
+                f"({file}) has only {len(fewshot['samples'])} records: lower it or name a longer file"
             )
     shots = settings.num_fewshot if settings.num_fewshot is not None else task.get("num_fewshot") or 0
     if shots and not fewshot.get("samples") and not (fewshot.get("split") or task.get("fewshot_split")):
         raise UserError(
-            f"task {name} wants {shots} few-shot examples and eval.data_files replaces the data set they come from: "
-            f"name a file for them in eval.fewshot_files.{name}, or set eval.num_fewshot=0"
+            f"task {name} wants {shots} few-shot examples and {settings.key('data_files')} replaces the data set they "
+            f"come from: name a file for them in {settings.key('fewshot_files')}.{name}, or set "
+            f"{settings.key('num_fewshot')}=0"
         )
     return task | {"fewshot_config": fewshot or None}
 
 
-def _data_file(table: str, task: str, name: str) -> Path:
+def _data_file(key: str, name: str) -> Path:
     file = Path(name).expanduser()
     if file.suffix not in READERS or not file.is_file():
         what = "does not exist" if file.suffix in READERS else "is of an unknown kind"
-        raise UserError(f"eval.{table}.{task} is {name}, which {what}: name a {', '.join(READERS)} file")
+        raise UserError(f"{key} is {name}, which {what}: name a {', '.join(READERS)} file")
     return file

@@ -1,56 +1,59 @@
-"""What an arm of a chain says beside its keys: the arm it starts from, and rounds of errors of its own."""
+"""Chains: an arm that starts from the model of another one, and rounds of errors of the model's own."""
 
 from collections.abc import Iterator
 from typing import Any
 
+from llmhalluc.exp.experiment import Arm
 from llmhalluc.extras.errors import did_you_mean
+from llmhalluc.extras.keys import flat
 from llmhalluc.hparams.mapping import accepts
 
-START, ROUNDS = "start", "rounds"
-RESERVED = (START, ROUNDS)
-# Keys of `model` that say what a start's folder says by itself.
-BROUGHT = ("name_or_path", "from_config", "tokenizer", "gguf_file", "adapter", "revision")
+# Keys of `model` that say where a model comes from; the folder that an arm starts from says all of it by itself.
+ORIGIN = ("name_or_path", "from_config", "tokenizer", "gguf_file", "adapter", "revision")
 # Converters that train on what run_selfgen writes, and those that name the kind of problems it can read.
 OWN_ERRORS = ("selfgen", "backtrack_dpo")
 PROBLEMS = ("gsm8k", "gsm8k_backtrack", "sudoku", "sudoku_backtrack")
 
 
-def own_keys(keys: dict[str, Any]) -> dict[str, Any]:
-    """An arm's keys without the reserved ones: what it sets in the config."""
-    return {key: value for key, value in keys.items() if key not in RESERVED}
-
-
-def line_of(arm: str, arms: dict[str, dict[str, Any]]) -> list[str]:
-    """The arms that an arm builds on, the nearest first, as far as they are known and come up once: `[sft]`."""
+def line_of(arm: str, arms: dict[str, Arm]) -> list[str]:
+    """Return the arms that an arm builds on, the nearest first, as far as they are known and come up once: `[sft]`."""
     line: list[str] = []
-    start = arms[arm].get(START)
+    start = arms[arm].start
     while isinstance(start, str) and start in arms and start not in line:
         line.append(start)
-        start = arms[start].get(START)
+        start = arms[start].start
     return line
 
 
-def wrong_chains(arms: dict[str, dict[str, Any]], paths: dict[str, list[str]]) -> Iterator[str]:
-    """Sentences about `start` and `rounds`; `paths` are the dotted keys that each arm sets."""
-    told: set[str] = set()
-    for arm, keys in arms.items():
-        start, rounds = keys.get(START), keys.get(ROUNDS)
-        if start is not None and start not in arms:
-            yield f"exp.arms.{arm}.start is {start}, which is no arm{did_you_mean(str(start), arms)}"
-        line = line_of(arm, arms)
-        if arm in line and arm not in told:
-            circle = [arm, *line[: line.index(arm) + 1]]
-            told |= {*circle}
-            yield f"exp.arms.{arm} starts from itself ({' from '.join(circle)}): one of these must start from no arm"
-        for path in paths[arm] if start is not None else ():
-            if path == "model" or path.startswith(tuple(f"model.{key}" for key in BROUGHT)):
-                yield f"exp.arms.{arm} sets {path}, but starts from the model of {start}: take one of the two out"
-        if rounds is not None and (not accepts(int, rounds) or rounds < 1):
-            yield f"exp.arms.{arm}.rounds is {rounds!r}, expected a whole number from 1 on"
+def rounds_of(arm: Arm) -> int:
+    """Return how often errors are generated and trained on; 0 without rounds, or where they are no such number."""
+    return arm.rounds if accepts(int, arm.rounds) and arm.rounds > 0 else 0
+
+
+def wrong_chains(arms: dict[str, Arm]) -> Iterator[str]:
+    """Yield sentences about `start` and `rounds`."""
+    in_circles: set[str] = set()
+    for name, arm in arms.items():
+        line = line_of(name, arms)
+        if arm.start is not None and not (isinstance(arm.start, str) and arm.start in arms):
+            meant = did_you_mean(str(arm.start), arms)
+            yield f"exp.arms.{name}.start is {arm.start}, which is no arm{meant}"
+        if name in line and name not in in_circles:
+            circle = [name, *line[: line.index(name) + 1]]
+            in_circles |= {*circle}
+            yield f"exp.arms.{name} starts from itself ({' from '.join(circle)}): one of these must start from no arm"
+        for path, _ in flat(arm.keys) if arm.start is not None else ():
+            if path == "model" or path.startswith(tuple(f"model.{key}" for key in ORIGIN)):
+                yield f"exp.arms.{name} sets {path}, but starts from the model of {arm.start}: take one of the two out"
+        if arm.rounds is not None and not rounds_of(arm):
+            yield f"exp.arms.{name}.rounds is {arm.rounds!r}, expected a whole number from 1 on"
 
 
 def wrong_rounds(arm: str, converter: str, problems: str, eval_strategy: Any) -> Iterator[str]:
-    """Sentences about an arm with rounds: the converter that trains, the one that names the problems, and the rest."""
+    """Yield sentences about an arm with rounds.
+
+    converter: the one that trains. problems: the one that names what errors are generated from.
+    """
     if converter not in OWN_ERRORS:
         yield (
             f"exp.arms.{arm} has rounds, but data.converter is {converter}: set exp.arms.{arm}.data.converter to one "

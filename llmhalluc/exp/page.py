@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmhalluc.exp.traces import Decode, pieces
-from llmhalluc.hparams.parser import to_yaml
+from llmhalluc.hparams.yaml_files import to_yaml
 
 PAGE, STYLE = (Path(__file__).with_name(name) for name in ("page.html", "style.css"))
 LEGEND = (

@@ -13,8 +13,6 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from llmhalluc.exp.chain import own_keys
-from llmhalluc.exp.grid import flat, with_keys
 from llmhalluc.exp.results import label
 
 # Okabe & Ito's palette, told apart with any colour vision, without black and yellow, which would vanish on some page;
@@ -35,10 +33,12 @@ STYLE = {
 }  # fmt: skip
 
 
-def draw(results: dict[str, Any], folders: dict[str, Path], folder: Path) -> dict[str, str]:
-    """Write accuracy.png and loss.png to `folder`; return both as SVG text for a page, by name."""
+def draw(results: dict[str, Any], folders: dict[str, Path], stages: dict[str, str], folder: Path) -> dict[str, str]:
+    """Write accuracy.png and loss.png to `folder`; return both as SVG text for a page, by name.
+
+    folders, stages: of each cell by its name, the stage that of its last training.
+    """
     curves = {name: json.loads((cell / "train" / "train.json").read_text())["loss"] for name, cell in folders.items()}
-    stages = {row["cell"]: _stage(results["config"], row) for row in results["rows"] if row["level"] == "cell"}
     drawn = {}
     with plt.rc_context(STYLE):
         for name, figure in (
@@ -117,12 +117,6 @@ def inline_svg(figure: Figure) -> str:
         count=1,
     )
     return re.sub(INK, "currentColor", text, flags=re.IGNORECASE)
-
-
-def _stage(config: dict[str, Any], row: dict[str, Any]) -> str:
-    """The stage that trained a row's cell last."""
-    keys = own_keys((config.get("exp") or {}).get("arms", {}).get(row["arm"], {}))
-    return dict(flat(with_keys(with_keys(config, keys), row["point"]))).get("train.stage") or "sft"
 
 
 def _name(row: dict[str, Any]) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 
 from llmhalluc.exp import results as tables
 from llmhalluc.exp import samples
-from llmhalluc.exp.grid import Cell, flat
+from llmhalluc.exp.grid import Cell
 from llmhalluc.exp.page import fill, made_at
+from llmhalluc.extras.keys import flat
 from llmhalluc.hparams.exp_args import ExpArguments
 
 SECTIONS = Path(__file__).with_name("sections.html")

@@ -1,8 +1,8 @@
 """Run an experiment: each cell trains and is evaluated in processes of its own, a few cells at a time.
 
-Folder exp.output_dir: cells/<name>/ with log.txt and what steps.py lists, then results.json, results.csv, accuracy.png,
-loss.png and report.html. A cell waits for the model of the cell it starts from. Finished cells are kept; one that was
-cut off goes on.
+Folder exp.output_dir: cells/<name>/ with log.txt and what commands.py lists, then results.json, results.csv,
+accuracy.png, loss.png and report.html. A cell waits for the model of the cell it starts from. Finished cells are kept;
+one that was cut off is resumed.
 """
 
 import json
@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from llmhalluc.exp import results as tables
+from llmhalluc.exp.commands import Command, commands, finished, trained, write_configs
+from llmhalluc.exp.experiment import read_experiment
 from llmhalluc.exp.grid import Cell, cells
-from llmhalluc.exp.steps import finished, steps, trained, write_configs
 from llmhalluc.extras.constant import REPOSITORY
 from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.run_folder import environment, open_run
@@ -29,21 +30,9 @@ from llmhalluc.hparams import parser
 from llmhalluc.hparams.exp_args import ExpArguments
 
 # Keys of exp that may change between two runs on one folder: cells can be added, and the tables drawn anew.
-FREE = ("arms", "grid", "baseline", "name", "bootstrap", "samples_in_report")
-TAIL = 15  # lines of a failed cell's log that are shown
-BEAT = 60  # seconds between status lines where there is no terminal
-
-
-@dataclass
-class Job:
-    """A cell that is running: the step it is at, and that step's process."""
-
-    cell: Cell
-    slot: int
-    steps: Iterator[tuple[str, list[str]]]
-    started: float
-    step: str = ""
-    process: subprocess.Popen | None = None
+MAY_CHANGE = ("arms", "grid", "baseline", "name", "bootstrap", "samples_in_report")
+LOG_LINES = 15  # of a failed cell's log, shown
+STATUS_SECONDS = 60  # between status lines where there is no terminal
 
 
 def run(raw: dict[str, Any]) -> int:
@@ -51,114 +40,152 @@ def run(raw: dict[str, Any]) -> int:
 
     Raises UserError for a wrong config of any cell before the first one starts, and for another run's folder.
     """
-    todo, exp = cells(raw), parser.build({"exp": raw.get("exp") or {}}).exp
+    experiment = read_experiment(raw)
+    todo, exp = cells(experiment), experiment.exp
     reference = _read_reference(exp.reference)
     if exp.python and not shutil.which(exp.python):
         raise UserError(f"exp.python is {exp.python}, which is no program: name a Python interpreter")
     record = parser.resolved(parser.build(raw))
-    record["exp"] = {key: value for key, value in record["exp"].items() if key not in FREE}
-    with open_run(exp.output_dir, record, exp.overwrite, resume=True) as folder:
+    record["exp"] = {key: value for key, value in record["exp"].items() if key not in MAY_CHANGE}
+    with open_run(exp.output_dir, record, exp.overwrite, resume=True, key=exp.key) as folder:
         folders = {cell.name: folder / "cells" / cell.name for cell in todo}
         write_configs(todo, folders)
+        queue = Queue(todo, folders, exp)
         try:
             with _sigterm_interrupts():
-                failed = _run_cells(todo, folders, exp)
+                queue.run()
         except KeyboardInterrupt:
             but = " without exp.overwrite=true" if exp.overwrite else ""
-            print(f"stopped: run the same command again{but} to go on, finished cells are kept", flush=True)
+            print(f"stopped: run the same command again{but} to resume, finished cells are kept", flush=True)
             return 130
-        return _tell(raw, todo, folders, failed, exp, folder, reference)
+        if done := [cell for cell in todo if cell.name not in queue.failed]:
+            results = _results(raw, todo, folders, list(queue.failed), exp)
+            _write(results, done, folders, exp, reference, folder)
+        for name, where in queue.failed.items():
+            print(f"failed: {name}, {where}")
+        return 1 if queue.failed else 0
 
 
-def _tell(
-    raw: dict, todo: list[Cell], folders: dict[str, Path], failed: dict[str, str], exp: ExpArguments, folder: Path,
-    reference: dict | None,
-) -> int:  # fmt: skip
-    """Write and print what the finished cells show."""
+def _results(
+    raw: dict[str, Any], todo: list[Cell], folders: dict[str, Path], failed: list[str], exp: ExpArguments
+) -> dict[str, Any]:
+    """What the finished cells show: results.json."""
+    baseline = tables.baseline_of(todo, exp)
+    sheets = [sheet for cell in todo if cell.name not in failed for sheet in tables.sheets(cell, folders[cell.name])]
+    return {
+        "name": exp.name,
+        "baseline": tables.label(*baseline(todo[0])),
+        "failed": failed,
+        "rows": tables.rows(sheets, baseline, exp.bootstrap),
+        "config": raw,
+        "environment": environment(),
+    }
+
+
+def _write(
+    results: dict[str, Any], done: list[Cell], folders: dict[str, Path], exp: ExpArguments,
+    reference: dict[str, Any] | None, folder: Path,
+) -> None:  # fmt: skip
+    """Write and print the tables; write the report."""
     from llmhalluc.exp import pictures, report  # matplotlib takes a second
 
-    done = [cell for cell in todo if cell.name not in failed]
-    if done:
-        baseline = tables.baseline_of(todo, exp)
-        made = [sheet for cell in done for sheet in tables.sheets(cell, folders[cell.name])]
-        results = {
-            "name": exp.name,
-            "baseline": tables.label(*baseline(todo[0])),
-            "failed": list(failed),
-            "rows": tables.rows(made, baseline, exp.bootstrap),
-            "config": raw,
-            "environment": environment(),
-        }
-        tables.write(results, folder)
-        print(f"\n{tables.table(results)}\n")
-        if reference:
-            print(f"For comparison, {exp.reference}:\n{tables.table(reference)}\n")
-        drawn = pictures.draw(results, {cell.name: folders[cell.name] for cell in done}, folder)
-        report.write(results, done, folders, drawn, exp, reference, folder)
-        print(f"written to {folder}: results.json, results.csv, report.html")
-    for name, where in failed.items():
-        print(f"failed: {name}, {where}")
-    return 1 if failed else 0
+    tables.write(results, folder)
+    print(f"\n{tables.table(results)}\n")
+    if reference:
+        print(f"For comparison, {exp.reference}:\n{tables.table(reference)}\n")
+    stages = {cell.name: cell.stage for cell in done}
+    drawn = pictures.draw(results, {name: folders[name] for name in stages}, stages, folder)
+    report.write(results, done, folders, drawn, exp, reference, folder)
+    print(f"written to {folder}: results.json, results.csv, report.html")
 
 
-def _run_cells(todo: list[Cell], folders: dict[str, Path], exp: ExpArguments) -> dict[str, str]:
-    """Run what is not finished, `exp.parallel` cells at a time; of the cells that failed, where to read why."""
-    begun = time.monotonic()
-    running: list[Job] = []
-    failed: dict[str, str] = {}
-    waiting = [cell for cell in todo if not finished(folders[cell.name])]
-    kept = len(todo) - len(waiting)
-    screen = Screen()
-    screen.say(f"{len(todo)} cells, {kept} of them finished before; {exp.parallel} at a time")
-    try:
-        while waiting or running:
-            for cell in _startable(waiting, folders, exp.parallel - len(running)):
-                waiting.remove(cell)
-                slot = min(set(range(exp.parallel)) - {job.slot for job in running})
-                running.append(Job(cell, slot, steps(cell, folders, exp), time.monotonic()))
-            for job in list(running):
-                name, code = job.cell.name, job.process.poll() if job.process else 0
-                if code is None:
-                    continue
-                try:
-                    step, why = (next(job.steps, None), "") if code == 0 else (None, f"exit code {code}")
-                except UserError as error:
-                    step, why = None, str(error)
-                if step:
-                    job.step, job.process = step[0], _start(step[1], folders[name], job.slot, exp.parallel)
-                    screen.say(f"{_clock(begun)}  {job.step:7} {name}")
-                    continue
-                running.remove(job)
-                if why:
-                    failed[name] = f"see {folders[name] / 'log.txt'}"
-                    screen.say(f"{_clock(begun)}  FAILED {name} ({job.step}: {why})")
-                    screen.say(_tail(folders[name] / "log.txt"))
-                else:
-                    screen.say(f"{_clock(begun)}  done   {name} in {_clock(job.started)}")
-            for cell in [cell for cell in waiting if cell.line and _lost(cell.line[0], folders, failed)]:
-                waiting.remove(cell)
-                failed[cell.name] = f"not run: cell {cell.line[0]} failed"
-                screen.say(f"{_clock(begun)}  FAILED {cell.name} ({failed[cell.name]})")
-            over = len(todo) - len(waiting) - len(running) - len(failed)
-            now = ", ".join(f"{job.cell.name} ({job.step} {_clock(job.started)})" for job in running)
-            screen.status(
-                f"{_clock(begun)}  {over}/{len(todo)} done, {len(failed)} failed; running: {now or 'nothing'}"
-            )
-            time.sleep(0.1)
-    finally:
-        _stop([job.process for job in running if job.process])
-        screen.status("")
-    return failed
+@dataclass
+class Running:
+    """A cell that is running: its share of the machine, and the process of the command it is at."""
+
+    cell: Cell
+    slot: int
+    commands: Iterator[Command]
+    started: float
+    section: str = ""
+    process: subprocess.Popen | None = None
 
 
-def _startable(waiting: list[Cell], folders: dict[str, Path], count: int) -> list[Cell]:
-    """The first `count` waiting cells whose start has its model, be it still evaluated or not."""
-    return [cell for cell in waiting if not cell.line or trained(folders[cell.line[0]])][:count]
+class Queue:
+    """The cells that are not finished, `exp.parallel` of them at a time; `failed`: why each failed cell did."""
 
+    def __init__(self, todo: list[Cell], folders: dict[str, Path], exp: ExpArguments):
+        self.folders, self.exp, self.screen, self.begun = folders, exp, Screen(), time.monotonic()
+        self.count, self.failed = len(todo), dict[str, str]()
+        self.waiting = [cell for cell in todo if not finished(folders[cell.name])]
+        self.running: list[Running] = []
 
-def _lost(name: str, folders: dict[str, Path], failed: dict[str, str]) -> bool:
-    """Whether a cell failed before it had a model that others can start from."""
-    return name in failed and not trained(folders[name])
+    def run(self) -> None:
+        """Run until no cell is left; whatever ends it, no process is left behind."""
+        kept = self.count - len(self.waiting)
+        self.screen.say(f"{self.count} cells, {kept} of them finished before; {self.exp.parallel} at a time")
+        try:
+            while self.waiting or self.running:
+                self._begin_cells()
+                for job in list(self.running):
+                    if job.process is None or job.process.poll() is not None:
+                        self._next_command(job)
+                self._drop_followers()
+                self._show_status()
+                time.sleep(0.1)
+        finally:
+            _stop([job.process for job in self.running if job.process])
+            self.screen.status("")
+
+    def _begin_cells(self) -> None:
+        """Begin the first waiting cells whose start has its model, be it still evaluated or not."""
+        ready = [cell for cell in self.waiting if not cell.line or trained(self.folders[cell.line[0]])]
+        for cell in ready[: self.exp.parallel - len(self.running)]:
+            self.waiting.remove(cell)
+            slot = min(set(range(self.exp.parallel)) - {job.slot for job in self.running})
+            job = Running(cell, slot, commands(cell, self.folders, self.exp), time.monotonic())
+            self.running.append(job)
+
+    def _next_command(self, job: Running) -> None:
+        """Start what comes after the command that has ended; without any, or after a failure, the cell is over."""
+        name, folder, why = job.cell.name, self.folders[job.cell.name], ""
+        if job.process is not None and (code := job.process.poll()) != 0:
+            why = f"exit code {code}"
+        else:
+            try:
+                command = next(job.commands, None)
+            except UserError as error:
+                why = str(error)
+            else:
+                if command is not None:
+                    job.section, words = command
+                    job.process = _start(words, folder, job.slot, self.exp.parallel)
+                    self._say(f"{job.section:7} {name}")
+                    return
+        self.running.remove(job)
+        if not why:
+            self._say(f"done   {name} in {_clock(job.started)}")
+            return
+        self.failed[name] = f"see {folder / 'log.txt'}"
+        self._say(f"FAILED {name} ({job.section}: {why})")
+        self.screen.say(_tail(folder / "log.txt"))
+
+    def _drop_followers(self) -> None:
+        """Fail the cells that wait for the model of one that failed before it had any."""
+        for cell in list(self.waiting):
+            if cell.line and (start := cell.line[0]) in self.failed and not trained(self.folders[start]):
+                self.waiting.remove(cell)
+                self.failed[cell.name] = f"not run: cell {start} failed"
+                self._say(f"FAILED {cell.name} ({self.failed[cell.name]})")
+
+    def _show_status(self) -> None:
+        over = self.count - len(self.waiting) - len(self.running) - len(self.failed)
+        now = ", ".join(f"{job.cell.name} ({job.section} {_clock(job.started)})" for job in self.running)
+        counts = f"{over}/{self.count} done, {len(self.failed)} failed"
+        self.screen.status(f"{_clock(self.begun)}  {counts}; running: {now or 'nothing'}")
+
+    def _say(self, text: str) -> None:
+        self.screen.say(f"{_clock(self.begun)}  {text}")
 
 
 def _start(command: list[str], folder: Path, slot: int, parallel: int) -> subprocess.Popen:
@@ -194,7 +221,7 @@ def _stop(processes: list[subprocess.Popen], patience: float = 10) -> None:
 
 def _tail(log: Path) -> str:
     """The last lines of a log, indented; of a progress bar only its last state."""
-    lines = log.read_bytes().decode(errors="replace").rstrip().split("\n")[-TAIL:]
+    lines = log.read_bytes().decode(errors="replace").rstrip().split("\n")[-LOG_LINES:]
     return "\n".join("    " + line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines)
 
 
@@ -227,10 +254,10 @@ def _clock(since: float) -> str:
 
 
 class Screen:
-    """Lines that stay, and below them a status line; without a terminal one every BEAT seconds."""
+    """Lines that stay, and below them a status line; without a terminal one every STATUS_SECONDS."""
 
     def __init__(self):
-        self.live, self.last, self.told = sys.stdout.isatty(), "", time.monotonic()
+        self.live, self.last, self.shown_at = sys.stdout.isatty(), "", time.monotonic()
 
     def say(self, text: str) -> None:
         """Print lines that stay."""
@@ -243,6 +270,6 @@ class Screen:
             width = shutil.get_terminal_size().columns
             print("\r\033[K" + text[: width - 1], end="", flush=True)
             self.last = text
-        elif text and not self.live and time.monotonic() - self.told > BEAT:
+        elif text and not self.live and time.monotonic() - self.shown_at > STATUS_SECONDS:
             print(text, flush=True)
-            self.told = time.monotonic()
+            self.shown_at = time.monotonic()

@@ -1,8 +1,8 @@
-"""`option`: a field of a configuration, with its default, a sentence for `--help`, and what it may be."""
+"""`option` and `Section`: a field of a configuration, and what the fields of a section are called."""
 
 import copy
 from dataclasses import field
-from typing import Any
+from typing import Any, ClassVar
 
 
 def option(default: Any, help: str, *, bounds: str | None = None, choices: tuple[Any, ...] = ()) -> Any:
@@ -15,3 +15,14 @@ def option(default: Any, help: str, *, bounds: str | None = None, choices: tuple
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+class Section:
+    """Base of the dataclass of a YAML's section: it names its keys as that YAML does."""
+
+    section: ClassVar[str]
+
+    @classmethod
+    def key(cls, name: str) -> str:
+        """Return the name of one of its keys in a message: `model.dtype`."""
+        return f"{cls.section}.{name}"

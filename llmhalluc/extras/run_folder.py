@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 from llmhalluc.extras.constant import REPOSITORY
 from llmhalluc.extras.errors import UserError
+from llmhalluc.extras.keys import flat
 
 RECORD, LOCK = "run.json", ".lock"
 # Keys that change where, how fast or how talkatively a run goes, and nothing of its result.
@@ -28,17 +29,19 @@ NOT_IDENTITY = {
 }  # fmt: skip
 _PACKAGES = ("llmhalluc", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers",
              "lm_eval", "omegaconf", "numpy")  # fmt: skip
-_locks: set[int] = set()
+_held: set[Path] = set()  # the locks of this process
 
 
 @contextlib.contextmanager
 def open_run(
-    folder: str | Path, record: dict[str, Any], overwrite: bool = False, resume: bool = False
-) -> Iterator[Path]:
+    folder: str | Path, record: dict[str, Any], overwrite: bool = False, resume: bool = False,
+    key: Callable[[str], str] = str,
+) -> Iterator[Path]:  # fmt: skip
     """Create and lock `folder` for the run whose resolved config is `record`; write run.json; yield the path.
 
-    A folder that holds the same run goes on with `resume`; one that holds nothing but run.json is anybody's.
+    A folder that holds the same run is resumed with `resume`; one that holds nothing but run.json is anybody's.
     `overwrite` deletes what an earlier run left. Of several processes (RANK) only the first locks and writes.
+    key: what the YAML calls output_dir, overwrite and resume (`Section.key`).
     Raises UserError when the folder is in use, holds another run, or holds files that are no run's.
     """
     folder = Path(folder).expanduser()
@@ -46,20 +49,25 @@ def open_run(
         yield folder
         return
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir {folder} is a file: choose another output_dir")
+        raise UserError(f"{key('output_dir')} {folder} is a file: choose another one")
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder):
+    with _lock(folder, key):
         record = json.loads(json.dumps(record))  # as it will be read back: tuples are lists, keys are strings
-        _claim(folder, record, overwrite, resume)
+        _claim(folder, record, overwrite, resume, key)
         write_json(folder / RECORD, {"config": record, "environment": environment()})
         yield folder
 
 
 def write_json(path: str | Path, obj: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, whole."""
+    """Write JSON as `write_text` writes text."""
+    write_text(path, json.dumps(obj, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, whole."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(obj, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -82,76 +90,66 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0
 
 
-def _claim(folder: Path, record: dict, overwrite: bool, resume: bool) -> None:
+def _claim(folder: Path, record: dict, overwrite: bool, resume: bool, key: Callable[[str], str]) -> None:
     """Empty the folder or leave it, as the flags say; raise UserError when neither is allowed."""
     present = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    if not present - {RECORD}:  # nothing came of it: a mistake that was told after the folder was made
+    if not present - {RECORD}:  # nothing came of it: a mistake that was reported after the folder was made
         return
     if RECORD not in present:
-        raise UserError(f"output_dir {folder} holds files that no run of ours wrote: choose another output_dir")
+        raise UserError(f"{key('output_dir')} {folder} holds files that none of our runs wrote: choose another one")
     if overwrite:
         # run.json goes last: until then an interrupted deletion is still recognised as a run's folder.
         for name in sorted(present, key=lambda name: name == RECORD):
             path = folder / name
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         return
-    there, here = (_identity(config) for config in (json.loads((folder / RECORD).read_text())["config"], record))
+    earlier = json.loads((folder / RECORD).read_text())["config"]
+    there, here = _identity(earlier), _identity(record)
     differing = [
-        f"{key}: {there.get(key, 'absent')} there, {here.get(key, 'absent')} here"
-        for key in sorted(there.keys() | here.keys())
-        if there.get(key, ...) != here.get(key, ...)
+        f"{name}: {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name, ...) != here.get(name, ...)
     ]
     if differing:
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise UserError(
-            f"output_dir {folder} holds another run ({'; '.join(differing[:5])}{more}): "
-            "choose another output_dir or set overwrite=true"
+            f"{key('output_dir')} {folder} holds another run ({'; '.join(differing[:5])}{more}): "
+            f"choose another one or set {key('overwrite')}=true"
         )
     if not resume:
         raise UserError(
-            f"output_dir {folder} holds this very run already: set resume=true to go on, overwrite=true to "
-            "start over, or choose another output_dir"
+            f"{key('output_dir')} {folder} holds this very run already: set {key('resume')}=true to resume it, "
+            f"{key('overwrite')}=true to start over, or choose another one"
         )
 
 
-def _identity(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
     """The config as dotted keys and plain values, without the keys that do not change a result."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        name = prefix + key
-        if isinstance(value, dict) and value:
-            flat |= _identity(value, name + ".")
-        elif name not in NOT_IDENTITY:
-            flat[name] = value
-    return flat
+    return {name: value for name, value in flat(config) if name not in NOT_IDENTITY}
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold an exclusive flock on folder/.lock; the kernel drops it however this process dies."""
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+def _lock(folder: Path, key: Callable[[str], str]) -> Iterator[None]:
+    """Hold a POSIX record lock on folder/.lock; the kernel drops it however this process dies.
+
+    No forked child inherits it, so an orphaned data worker does not hold the lock of a killed run. Within a process it
+    stops nobody, and closing any descriptor of the file drops it: hence `_held`.
+    """
+    path = (folder / LOCK).resolve()
+    in_use = UserError(f"{key('output_dir')} {folder} is in use by another run: wait for it or choose another one")
+    if path in _held:
+        raise in_use
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"output_dir {folder} is in use by another run: wait for it or choose another output_dir"
-            ) from None
-        _locks.add(descriptor)
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise in_use from None
+        _held.add(path)
         yield
     finally:
-        _locks.discard(descriptor)
+        _held.discard(path)
         os.close(descriptor)
-
-
-def _forget_locks() -> None:
-    """In a forked child: close its copies, or an orphaned data worker would hold the lock of a killed run."""
-    for descriptor in _locks:
-        os.close(descriptor)
-    _locks.clear()
-
-
-os.register_at_fork(after_in_child=_forget_locks)
 
 
 def _git(*arguments: str) -> str | None:

@@ -1,15 +1,16 @@
 """The `backtrack` section: the token, its context, its labels, and the errors that are put in."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from llmhalluc.extras.option import option
+from llmhalluc.extras.option import Section, option
 
 
 @dataclass
-class BacktrackArguments:
+class BacktrackArguments(Section):
     """What a BACKTRACK means to the model and how the training errors are drawn."""
 
+    section: ClassVar[str] = "backtrack"
     token: str | None = option(None, "the special token; none: the one of the model's family")
     context: Literal["soft", "block", "rewind"] = option("soft", "what the model still sees after an erasure")
     error_labels: Literal["train", "mask", "redirect"] = option("mask", "what the loss does with erased tokens")

@@ -1,13 +1,15 @@
 """The keys of a benchmark's YAML: flat on top, and the sections `evaluation` and `hpo`.
 
-Its sections `model_kwargs` and `generation` hold keys of `model` and of `gen`; llmhalluc/benchmark/config.py reads it.
+The sections `model_kwargs`, `generation` and `evaluation` hold the keys of `model`, `gen` and `eval`.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from llmhalluc.extras.option import option
+from llmhalluc.extras.option import Section, option
 from llmhalluc.hparams.eval_args import EvalArguments
+from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.model_args import ModelArguments
 
 
 @dataclass
@@ -22,18 +24,39 @@ class BenchmarkArguments:
 
 
 @dataclass
+class ModelKwargs(ModelArguments):
+    """How the model is loaded: the keys of the section `model` of other YAMLs."""
+
+    section: ClassVar[str] = "model_kwargs"
+
+    @classmethod
+    def key(cls, name: str) -> str:
+        """Return the name of a key; where a model comes from stands on top of a benchmark's YAML."""
+        return {"name_or_path": "model_name_or_path", "device": "device"}.get(name) or super().key(name)
+
+
+@dataclass
+class Generation(GenArguments):
+    """How completions are decoded: the keys of the section `gen` of other YAMLs."""
+
+    section: ClassVar[str] = "generation"
+
+
+@dataclass
 class EvaluationArguments(EvalArguments):
     """The tasks, as in the section `eval` of other YAMLs; limit counts the documents of both splits together."""
 
+    section: ClassVar[str] = "evaluation"
     output_dir: str = option("outputs/benchmark", "folder for results.json, results.csv, report.html and the study")
 
 
 @dataclass
-class HpoArguments:
+class HpoArguments(Section):
     """The search by Optuna: trials are scored on the first documents of each task, the winner on the others."""
 
+    section: ClassVar[str] = "hpo"
     n_trials: int = option(
-        20, "parameter settings that are tried; a finished study goes on when it grows", bounds="[1, inf)"
+        20, "parameter settings that are tried; a finished study is resumed when it grows", bounds="[1, inf)"
     )
     search_space: dict[str, Any] = option(
         {}, "parameter: [low, high], or {low, high, log, step}, or {choices: [a, b, c]}"

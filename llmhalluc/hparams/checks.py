@@ -28,7 +28,7 @@ def together(config: Any) -> Iterator[tuple[tuple[str, ...], str]]:
     if test.sudoku_blanks > test.sudoku_size**2:
         yield (
             ("eval.sudoku_blanks", "eval.sudoku_size"),
-            f"eval.sudoku_blanks is {test.sudoku_blanks}, more than the grid's {test.sudoku_size**2} cells",
+            f"{test.key('sudoku_blanks')} is {test.sudoku_blanks}, more than the grid's {test.sudoku_size**2} cells",
         )
     if config.train.resume and config.train.overwrite:
         yield ("train.resume", "train.overwrite"), "train.resume and train.overwrite are both true: keep one"
@@ -50,35 +50,40 @@ def together(config: Any) -> Iterator[tuple[tuple[str, ...], str]]:
 def inputs(config: Any, sections: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
     """Sentences about what a program that uses these sections needs and does not find."""
     model, data, test = config.model, config.data, config.eval
-    files: list[tuple[str, str]] = []
-    folders: list[tuple[str, str]] = []
     if "model" in sections:
         if (model.name_or_path is None) == (model.from_config is None):
+            names = model.key("name_or_path"), model.key("from_config")
             given = "neither is" if model.name_or_path is None else "both are"
-            yield (
-                ("model.name_or_path", "model.from_config"),
-                f"exactly one of model.name_or_path and model.from_config must be given, {given}",
-            )
-        names = [(f"model.{key}", getattr(model, key)) for key in ("name_or_path", "adapter", "tokenizer")]
-        folders += [(key, name) for key, name in names if name and _is_folder_name(name)]
+            yield names, f"exactly one of {names[0]} and {names[1]} must be given, {given}"
+        for key in ("name_or_path", "adapter", "tokenizer"):
+            name = getattr(model, key)
+            if name and _is_folder_name(name):
+                yield from _absent_folder(model.key(key), name)
     if "data" in sections:
-        names = [(f"data.{key}", getattr(data, key)) for key in ("dataset", "eval_dataset")]
-        files += [(key, name) for key, name in names if name and is_file_name(name)]
+        for key in ("dataset", "eval_dataset"):
+            name = getattr(data, key)
+            if name and is_file_name(name):
+                yield from _absent_file(data.key(key), name)
     if "eval" in sections:
         for table in ("data_files", "fewshot_files"):
-            files += [(f"eval.{table}.{task}", file) for task, file in getattr(test, table).items()]
-        folders += [("eval.include_path", folder) for folder in test.include_path]
-    for key, file in files:
-        if not Path(file).expanduser().exists():
-            yield (key,), f"{key} is {file}, a file that does not exist: correct the path"
-    for key, folder in folders:
-        if folder.startswith("package:"):
-            package = folder.removeprefix("package:")
-            if importlib.util.find_spec(package.partition(".")[0]) is None:
-                pip_name = package.replace("_", "-")
-                yield (key,), f"{key} is {folder}, which is not installed: pip install {pip_name}"
-        elif not Path(folder).expanduser().is_dir():
+            for task, file in getattr(test, table).items():
+                yield from _absent_file(f"{test.key(table)}.{task}", file)
+        for folder in test.include_path:
+            yield from _absent_folder(test.key("include_path"), folder)
+
+
+def _absent_file(key: str, file: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    if not Path(file).expanduser().exists():
+        yield (key,), f"{key} is {file}, a file that does not exist: correct the path"
+
+
+def _absent_folder(key: str, folder: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    package = folder.removeprefix("package:")
+    if package == folder:
+        if not Path(folder).expanduser().is_dir():
             yield (key,), f"{key} is {folder}, a folder that does not exist: correct the path"
+    elif importlib.util.find_spec(package.partition(".")[0]) is None:
+        yield (key,), f"{key} is {folder}, which is not installed: pip install {package.replace('_', '-')}"
 
 
 def _is_folder_name(name: str) -> bool:

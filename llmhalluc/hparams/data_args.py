@@ -3,11 +3,11 @@
 import re
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Literal
+from typing import ClassVar, Literal
 
 from llmhalluc.extras.constant import EVAL_SPLITS
 from llmhalluc.extras.errors import UserError
-from llmhalluc.extras.option import option
+from llmhalluc.extras.option import Section, option
 
 CONVERTERS = (
     "sft",
@@ -26,9 +26,10 @@ FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".tsv", ".txt", ".gz", "
 
 
 @dataclass
-class DataArguments:
+class DataArguments(Section):
     """Which records train, and which converter turns them into traces."""
 
+    section: ClassVar[str] = "data"
     dataset: str = option("sudoku", "hub name, local .json/.jsonl/.csv/.parquet file, or the generator sudoku")
     subset: str | None = option(None, "configuration of a hub data set (gsm8k: main)")
     split: str = option("train", "split that trains; the name of an evaluation split is refused")

@@ -1,15 +1,16 @@
 """The `eval` section: which lm-eval tasks, on what data, with which decoding variants."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from llmhalluc.extras.option import option
+from llmhalluc.extras.option import Section, option
 
 
 @dataclass
-class EvalArguments:
+class EvalArguments(Section):
     """What `run_eval` runs; names as in lm-eval's `simple_evaluate` where it has them."""
 
+    section: ClassVar[str] = "eval"
     tasks: list[str] = option(["gsm8k_simple"], "lm-eval tasks, ours (configs/lm_eval/tasks) or the harness's own")
     include_path: list[str] = option([], "more folders with task YAMLs")
     data_files: dict[str, str] = option({}, "task: local file that takes the place of its hub data set")

@@ -1,15 +1,16 @@
 """The `exp` section: a table of cells, each trained, merged and evaluated."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from llmhalluc.extras.option import option
+from llmhalluc.extras.option import Section, option
 
 
 @dataclass
-class ExpArguments:
+class ExpArguments(Section):
     """Arms and a grid; a cell is one arm at one point of the grid."""
 
+    section: ClassVar[str] = "exp"
     name: str = option("experiment", "title of the table and the report")
     output_dir: str = option("outputs/exp", "folder for cells, results.json, results.csv and report.html")
     arms: dict[str, dict[str, Any]] = option(

@@ -1,16 +1,17 @@
 """The `gen` section: decoding."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from llmhalluc.backtrack import CONTEXTS
-from llmhalluc.extras.option import option
+from llmhalluc.extras.option import Section, option
 
 
 @dataclass
-class GenArguments:
+class GenArguments(Section):
     """How completions are decoded; the names are transformers' GenerationConfig's where it has them."""
 
+    section: ClassVar[str] = "gen"
     max_new_tokens: int = option(256, "most tokens emitted, erased tokens and BACKTRACKs counted", bounds="[1, inf)")
     temperature: float = option(0.0, "0 is greedy", bounds="[0, inf)")
     top_k: int | None = option(None, "sample among the k most likely tokens", bounds="[1, inf)")

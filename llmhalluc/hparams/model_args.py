@@ -1,15 +1,16 @@
 """The `model` section: where the weights come from and which of them train."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from llmhalluc.extras.option import option
+from llmhalluc.extras.option import Section, option
 
 
 @dataclass
-class ModelArguments:
+class ModelArguments(Section):
     """Which model, which tokenizer, how the BACKTRACK row starts, what trains."""
 
+    section: ClassVar[str] = "model"
     name_or_path: str | None = option(
         None, "hub name, local folder, or package:NAME (a folder inside an installed Python package)"
     )

@@ -1,25 +1,20 @@
-"""YAML files and dotted overrides -> dataclasses; every mistake is reported at once, before torch is imported.
+"""A raw config -> dataclasses; every mistake is reported at once, before torch is imported.
 
-`load_raw` reads (base files, overrides, interpolations), `build` checks and makes a `Config`, `resolved`
-makes plain data of it again, `parse` is what a program calls with its command line.
+yaml_files.py reads a raw config, `build` checks it and makes a `Config`, `resolved` makes plain data of that again,
+`parse` is what a program calls with its command line.
 """
 
 import copy
 import dataclasses
-import functools
 import os
-import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from llmhalluc.extras.errors import UserError, did_you_mean, one_line
+from llmhalluc.extras.errors import UserError, did_you_mean
+from llmhalluc.extras.keys import value_at
 from llmhalluc.hparams import checks
 from llmhalluc.hparams.backtrack_args import BacktrackArguments
 from llmhalluc.hparams.data_args import DataArguments
@@ -33,23 +28,26 @@ from llmhalluc.hparams.reward_args import RewardArguments
 from llmhalluc.hparams.selfgen_args import SelfgenArguments
 from llmhalluc.hparams.train_args import TrainArguments
 from llmhalluc.hparams.trl_fields import trl_keys
+from llmhalluc.hparams.yaml_files import read_words, to_yaml
 
 SECTIONS: dict[str, Any] = {
-    "model": ModelArguments,
-    "data": DataArguments,
-    "backtrack": BacktrackArguments,
-    "train": TrainArguments,
-    "reward": RewardArguments,
-    "gen": GenArguments,
-    "selfgen": SelfgenArguments,
-    "eval": EvalArguments,
-    "exp": ExpArguments,
+    kind.section: kind
+    for kind in (
+        ModelArguments,
+        DataArguments,
+        BacktrackArguments,
+        TrainArguments,
+        RewardArguments,
+        GenArguments,
+        SelfgenArguments,
+        EvalArguments,
+        ExpArguments,
+    )
 }
 SEED = Key(
     int | None, None, "sets train.seed, train.data_seed, gen.seed and eval.seed where they are not given",
     bounds="[0, 4294967295]",
 )  # fmt: skip
-_OVERRIDE = re.compile(r"\w+(\.[\w-]+|\[[^][=]+])*=")  # exp.grid[backtrack.context]=[soft]
 STAGES = get_args(TrainArguments.__dataclass_fields__["stage"].type)
 SEEDED = (("train", "seed"), ("train", "data_seed"), ("gen", "seed"), ("eval", "seed"))
 # Where ours differ from TRL's defaults.
@@ -102,78 +100,25 @@ def read(argv: list[str], program: str, sections: tuple[str, ...], default: Path
     return raw
 
 
-def read_words(
-    argv: list[str], default: Path | None, flags: tuple[str, ...] = ("--print-config",)
-) -> tuple[dict[str, Any], list[str]]:
-    """The raw config of a command line, as far as it could be read, and sentences about the rest."""
-    path, overrides, problems, words = default, [], [], list(argv)
-    while words:
-        word = words.pop(0)
-        if word == "--config" and words:
-            path = Path(words.pop(0))
-        elif word.startswith("--config="):
-            path = Path(word.removeprefix("--config="))
-        elif "=" in word and not word.startswith("-"):
-            overrides.append(word)
-        elif word not in flags:
-            problems.append(f"{word} is none of --config FILE, {', '.join(flags)}, --help, section.key=value")
-    raw, found = _load(path, overrides)
-    return raw, problems + found
-
-
-def load_raw(path: str | Path | None, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """The file, on top of its `base` files, under the dotted overrides: plain data, `${…}` resolved."""
-    raw, problems = _load(path, overrides)
-    if problems:
-        raise UserError(*problems)
-    return raw
-
-
-def _load(path: str | Path | None, overrides: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
-    """`load_raw` that hands on its sentences, with what could be read."""
-    plain: Any = {}
-    problems: list[str] = []
-    try:
-        plain = _load_file(Path(path)) if path is not None else plain
-    except UserError as error:
-        problems += error.sentences
-    for override in overrides:
-        if not _OVERRIDE.match(override):
-            problems.append(f"{override} cannot be read: expected section.key=value")
-            continue
-        try:
-            plain = _over(plain, OmegaConf.to_container(OmegaConf.from_dotlist([override])))
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            problems.append(f"{override} cannot be read: {_reason(error)}")
-    raw: dict[str, Any] = {}
-    config = OmegaConf.create(plain)
-    for name in config:
-        try:
-            part = config[name]
-            raw[name] = OmegaConf.to_container(part, resolve=True) if OmegaConf.is_config(part) else part
-        except OmegaConfBaseException as error:
-            problems.append(f"{error.full_key or name} cannot be resolved: {_reason(error)}")
-    return raw, problems
-
-
-def build(raw: dict[str, Any], sections: tuple[str, ...] = ()) -> Config:
+def build(raw: dict[str, Any], sections: tuple[str, ...] = (), kinds: dict[str, Any] = SECTIONS) -> Config:
     """Check and convert; `sections` names those whose inputs (files, folders, a model) must be there as well.
 
-    Raises UserError with a sentence for every mistake.
+    kinds: the dataclass of each section; a benchmark's name their keys otherwise. Raises UserError with a sentence for
+    every mistake.
     """
     given = copy.deepcopy(raw)
-    given |= {section: {} for section in SECTIONS if given.get(section) is None}
+    given |= {section: {} for section in kinds if given.get(section) is None}
     _spread_seed(given)
-    problems = list(_problems(given))  # (dotted name of the key, sentence)
+    problems = list(_problems(given))
     bad = {name for name, _ in problems}
-    seed = None if "seed" in bad else given.get("seed")
-    config = Config(seed=seed)
-    for section in SECTIONS.keys() - bad:
-        part = {k: v for k, v in given.get(section, {}).items() if f"{section}.{k}" not in bad}
-        setattr(config, section, _instance(section, part))
+    config = Config(seed=None if "seed" in bad else given.get("seed"))
+    for section, kind in kinds.items():
+        if section not in bad:
+            part = {key: value for key, value in given[section].items() if f"{section}.{key}" not in bad}
+            setattr(config, section, _instance(kind, part))
     for names, sentence in [*checks.together(config), *checks.inputs(config, sections)]:
-        # What is already told, of the key or of its whole section, is not told again as its consequence.
-        if not bad & {prefix for name in names for prefix in _prefixes(name)}:
+        # What was reported of a key, or of its whole section, is not reported again as its consequence.
+        if not any(f"{name}.".startswith(f"{other}.") for name in names for other in bad):
             problems.append((names[0], sentence))
     if problems:
         raise UserError(*(sentence for _, sentence in problems))
@@ -192,11 +137,6 @@ def resolved(config: Config, sections: tuple[str, ...] = tuple(SECTIONS)) -> dic
     return plain
 
 
-def to_yaml(plain: dict[str, Any]) -> str:
-    """Plain data as YAML that `load_raw` reads back as it was, `${` in a string included."""
-    return OmegaConf.to_yaml(OmegaConf.create(_escape(plain)))
-
-
 def section_keys(section: str, stage: str = "sft") -> dict[str, Key]:
     """Every key that a section takes; in `train` also those of the stage's TRL config."""
     ours = keys_of(SECTIONS[section])
@@ -206,41 +146,18 @@ def section_keys(section: str, stage: str = "sft") -> dict[str, Key]:
     return ours | {name: key._replace(default=TRL_DEFAULTS.get(name, key.default)) for name, key in theirs.items()}
 
 
+def stage_of(raw: dict[str, Any]) -> str:
+    """The stage whose TRL keys `train` takes; sft where what is given is none."""
+    stage = raw["train"].get("stage") if isinstance(raw.get("train"), dict) else None
+    return stage if stage in STAGES else "sft"
+
+
 def show(text: str) -> None:
     """Print, and be content when the reader stops early (`--help | head`)."""
     try:
         print(text, end="", flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _load_file(path: Path, seen: tuple[Path, ...] = ()) -> Any:
-    """The file over its bases, the last base on top, as plain data with its `${…}` as they stand."""
-    path = path.expanduser().resolve()
-    if path in seen:
-        raise UserError(f"base of {seen[-1]} is {path}, which is built on it: take one of the two out")
-    if not path.is_file():
-        raise UserError(f"{f'base of {seen[-1]}' if seen else 'config'} is {path}, which does not exist")
-    try:
-        config = OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {_reason(error)}") from None
-    if not OmegaConf.is_dict(config):
-        raise UserError(f"{path} holds a list, expected sections")
-    base = OmegaConf.to_container(config).get("base") or []
-    config.pop("base", None)
-    bases = [base] if isinstance(base, str) else base
-    if not accepts(list[str], bases):
-        raise UserError(f"base of {path} is {base!r}, expected a YAML file or a list of them")
-    parts = [_load_file(path.parent / name, (*seen, path)) for name in bases]
-    return functools.reduce(_over, [*parts, OmegaConf.to_container(config)], {})
-
-
-def _over(below: Any, above: Any) -> Any:
-    """`above` on top of `below`: dicts are merged by key, lists and values replaced."""
-    if not isinstance(below, dict) or not isinstance(above, dict):
-        return above
-    return below | {key: _over(below.get(key), value) for key, value in above.items()}
 
 
 def _spread_seed(given: dict[str, Any]) -> None:
@@ -267,17 +184,10 @@ def _problems(given: dict[str, Any]) -> Iterator[Problem]:
             part = dict(part)
             yield from _take_out_foreign(part, known["train"])
         yield from check_mapping(section, part, known[section], names)
-        variants = part.get("variants") if section == "eval" and isinstance(part, dict) else None
-        for variant, keys in variants.items() if isinstance(variants, dict) else ():
-            if isinstance(keys, dict):
-                found = check_mapping(f"eval.variants.{variant}", keys, known["gen"], names)
-                yield from (("eval.variants", sentence) for _, sentence in found)
-
-
-def stage_of(raw: dict[str, Any]) -> str:
-    """The stage whose TRL keys `train` takes; sft where what is given is none."""
-    stage = raw["train"].get("stage") if isinstance(raw.get("train"), dict) else None
-    return stage if stage in STAGES else "sft"
+    variants = value_at(given, "eval.variants")
+    for variant, keys in variants.items() if accepts(dict[str, dict], variants) else ():
+        for _, sentence in check_mapping(f"eval.variants.{variant}", keys, known["gen"], names):
+            yield "eval.variants", sentence
 
 
 def _take_out_foreign(train: dict[str, Any], known: dict[str, Key]) -> Iterator[Problem]:
@@ -290,34 +200,13 @@ def _take_out_foreign(train: dict[str, Any], known: dict[str, Key]) -> Iterator[
             del train[key]
 
 
-def _instance(section: str, part: dict[str, Any]) -> Any:
+def _instance(kind: Any, part: dict[str, Any]) -> Any:
     """The section's dataclass; what `train` does not know is TRL's."""
-    names = {f.name for f in dataclasses.fields(SECTIONS[section])}
-    ours = {key: part[key] for key in part if key in names}
-    made = make(SECTIONS[section], ours)
-    if section == "train":
+    names = {field.name for field in dataclasses.fields(kind)}
+    made = make(kind, {key: value for key, value in part.items() if key in names})
+    if kind is TrainArguments:
         known = trl_keys(made.stage) or {}
-        theirs = {key: value for key, value in part.items() if key not in ours}
+        theirs = {key: value for key, value in part.items() if key not in names}
         rest = {key: convert(value, known[key].type if key in known else Any) for key, value in theirs.items()}
         made.trl = rest | {key: TRL_DEFAULTS[key] for key in TRL_DEFAULTS if rest.get(key) is None}
     return made
-
-
-def _escape(value: Any) -> Any:
-    """Plain data without interpolations: `${` becomes `\\${`, and backslashes before it are doubled."""
-    if isinstance(value, dict):
-        return {key: _escape(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_escape(item) for item in value]
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
-
-
-def _prefixes(name: str) -> list[str]:
-    """`a.b.c` -> `a`, `a.b`, `a.b.c`."""
-    parts = name.split(".")
-    return [".".join(parts[: i + 1]) for i in range(len(parts))]
-
-
-def _reason(error: Exception) -> str:
-    """The error's text without OmegaConf's appendix."""
-    return one_line(str(error).split("\n    full_key")[0])

@@ -1,18 +1,19 @@
 """The `reward` section: what GRPO rewards, and how the weights move from the process to the outcome."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from llmhalluc.extras.option import option
+from llmhalluc.extras.option import Section, option
 
 COMPONENTS = ("outcome", "process", "efficiency", "format")
 MARGIN = 0.1  # by which the lowest right answer stays above the highest wrong one
 
 
 @dataclass
-class RewardArguments:
+class RewardArguments(Section):
     """Weights of the components of llmhalluc/reward/bt.py, at the start of training and from curriculum_end on."""
 
+    section: ClassVar[str] = "reward"
     curriculum: Literal["none", "linear", "cosine"] = option(
         "linear", "how the weights move from start to end; none: the last ones from the first step on"
     )

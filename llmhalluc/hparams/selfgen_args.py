@@ -1,15 +1,16 @@
 """The `selfgen` section: errors of the model's own, found in its samples (run_selfgen)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from llmhalluc.extras.option import option
+from llmhalluc.extras.option import Section, option
 
 
 @dataclass
-class SelfgenArguments:
+class SelfgenArguments(Section):
     """How many solutions are sampled for a problem, and how the first wrong step of a wrong one is found."""
 
+    section: ClassVar[str] = "selfgen"
     samples: int = option(4, "solutions sampled for each problem", bounds="[1, inf)")
     temperature: float | None = option(
         None, "of the samples; none: gen.temperature, and 1 where that is 0", bounds="[0, inf)"

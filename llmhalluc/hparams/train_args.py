@@ -1,15 +1,16 @@
 """The `train` section: our own few keys; every other key is the TRL config's of the stage, under its own name."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from llmhalluc.extras.option import option
+from llmhalluc.extras.option import Section, option
 
 
 @dataclass
-class TrainArguments:
+class TrainArguments(Section):
     """Keys of ours in `train`; `trl` collects the rest as given and is handed to the stage's TRL config class."""
 
+    section: ClassVar[str] = "train"
     stage: Literal["sft", "dpo", "grpo"] = option("sft", "which executor trains")
     resume: bool = option(False, "go on from the newest checkpoint in output_dir, if there is one")
     overwrite: bool = option(False, "delete what output_dir holds first")

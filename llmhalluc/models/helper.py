@@ -27,19 +27,22 @@ def resolve(args: ModelArguments) -> ModelArguments:
     A hub name stays. Raises UserError where nothing can be loaded from.
     """
     if args.name_or_path is None:
-        raise UserError("model.name_or_path is not set: give a hub name, a folder, package:NAME or model.from_config")
+        raise UserError(
+            f"{args.key('name_or_path')} is not set: give a hub name, a folder, package:NAME or "
+            f"{args.key('from_config')}"
+        )
     if args.adapter is not None:
         args = replace(args, adapter=str(Path(args.adapter).expanduser()))
-    folder = local_folder("model.name_or_path", args.name_or_path)
+    folder = local_folder(args.key("name_or_path"), args.name_or_path)
     if args.gguf_file is not None:
-        folder = _converted(gguf_path(args, folder), dtype_of(args, auto=torch.float32))
+        folder = _converted(args, gguf_path(args, folder))
     if folder is None:
         return args
     adapter = folder / "adapter_config.json"
     if adapter.is_file() and not (folder / "config.json").is_file():
         base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
         return resolve(replace(args, name_or_path=base, adapter=str(folder)))
-    _check_weights(folder)
+    _check_weights(args, folder)
     # Absolute: an adapter remembers the path of the weights below it.
     return replace(args, name_or_path=str(folder.absolute()), gguf_file=None)
 
@@ -116,18 +119,18 @@ def _not_on_hub(what: str, error: Exception) -> str:
     )
 
 
-def _check_weights(folder: Path) -> None:
+def _check_weights(args: ModelArguments, folder: Path) -> None:
     """Raise UserError when `folder` holds no model in safetensors."""
     names = sorted(path.name for path in folder.iterdir())
     if "config.json" not in names:
         there = ", ".join(name for name in names if name.endswith(".gguf"))
-        remedy = f"set model.gguf_file too ({there})" if there else "name a model's folder"
-        raise UserError(f"model.name_or_path is {folder}, which holds no config.json: {remedy}")
+        remedy = f"set {args.key('gguf_file')} too ({there})" if there else "name a model's folder"
+        raise UserError(f"{args.key('name_or_path')} is {folder}, which holds no config.json: {remedy}")
     if not any(name.endswith(".safetensors") for name in names):
         pickles = ", ".join(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))) or "none"
         raise UserError(
-            f"model.name_or_path is {folder}, which holds no safetensors (other weights: {pickles}); pickles "
-            "are never loaded: convert them with save_pretrained of transformers where you trust them"
+            f"{args.key('name_or_path')} is {folder}, which holds no safetensors (other weights: {pickles}); "
+            "pickles are never loaded: convert them with save_pretrained of transformers where you trust them"
         )
 
 
@@ -137,18 +140,18 @@ def gguf_path(args: ModelArguments, folder: Path | None) -> Path:
         try:
             return Path(hf_hub_download(args.name_or_path, args.gguf_file, revision=args.revision))
         except (OSError, ValueError) as error:
-            what = f"model.gguf_file is {args.gguf_file!r} of {args.name_or_path!r}"
+            what = f"{args.key('gguf_file')} is {args.gguf_file!r} of {args.name_or_path!r}"
             raise UserError(_not_on_hub(what, error)) from error
     path = folder / args.gguf_file
     if not path.is_file():
         there = ", ".join(sorted(p.name for p in folder.glob("*.gguf"))) or "no .gguf file"
-        raise UserError(f"model.gguf_file is {args.gguf_file!r}, but {folder} holds {there}: check the name")
+        raise UserError(f"{args.key('gguf_file')} is {args.gguf_file!r}, but {folder} holds {there}: check the name")
     return path
 
 
-def _converted(gguf: Path, dtype: torch.dtype) -> Path:
-    """The cached folder that holds the GGUF file's weights as safetensors in `dtype`, and its tokenizer."""
-    stat = gguf.stat()
+def _converted(args: ModelArguments, gguf: Path) -> Path:
+    """The cached folder that holds the GGUF file's weights as safetensors in `args.dtype`, and its tokenizer."""
+    dtype, stat = dtype_of(args, auto=torch.float32), gguf.stat()
     digest = _digest(gguf, stat.st_size, stat.st_mtime_ns)
     folder = constant.CACHE / "gguf" / f"{gguf.stem}-{digest[:16]}-{str(dtype).removeprefix('torch.')}"
     if folder.is_dir():
@@ -160,7 +163,8 @@ def _converted(gguf: Path, dtype: torch.dtype) -> Path:
         try:
             model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=dtype, **where)
         except ValueError as error:
-            raise UserError(f"model.gguf_file is {gguf}, which cannot be converted: {one_line(error)}") from error
+            key = args.key("gguf_file")
+            raise UserError(f"{key} is {gguf}, which cannot be converted: {one_line(error)}") from error
         forget_quantization(model)
         model.save_pretrained(made)
         AutoTokenizer.from_pretrained(str(gguf.parent), **where).save_pretrained(made)

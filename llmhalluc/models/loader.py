@@ -71,16 +71,18 @@ def load_tokenizer(args: ModelArguments) -> PreTrainedTokenizerBase:
     if args.tokenizer in OWN_TOKENIZERS:
         return OWN_TOKENIZERS[args.tokenizer]()
     if args.tokenizer is not None:
-        key, name = "model.tokenizer", args.tokenizer
+        key, name = args.key("tokenizer"), args.tokenizer
     elif args.from_config is not None:
-        raise UserError("model.from_config needs model.tokenizer: sudoku4, sudoku6, a folder or a hub name")
+        raise UserError(
+            f"{args.key('from_config')} needs {args.key('tokenizer')}: sudoku4, sudoku6, a folder or a hub name"
+        )
     else:
         args = resolve(args)
         has_own = args.adapter is not None and (Path(args.adapter) / TOKENIZER_FILES[0]).is_file()
-        key, name = "model.name_or_path", args.adapter if has_own else args.name_or_path
+        key, name = args.key("name_or_path"), args.adapter if has_own else args.name_or_path
     folder = local_folder(key, name)
     if folder is not None and not any((folder / file).is_file() for file in TOKENIZER_FILES):
-        raise UserError(f"{key} is {name!r}, which holds no tokenizer: name one in model.tokenizer")
+        raise UserError(f"{key} is {name!r}, which holds no tokenizer: name one in {args.key('tokenizer')}")
     tokenizer = from_pretrained(AutoTokenizer, key, name, args)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -103,7 +105,7 @@ def load_model(
     if args.from_config is not None:
         return _fresh_model(args, tokenizer, seed, context).to(device).eval()
     args = resolve(args)
-    where = ("model.name_or_path", args.name_or_path, args)
+    where = (args.key("name_or_path"), args.name_or_path, args)
     config = from_pretrained(AutoConfig, *where)
     check_architecture(MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None), config, context)
     record = read_record(args.adapter) if args.adapter else None
@@ -143,15 +145,16 @@ def _recorded_id(tokenizer: PreTrainedTokenizerBase, record: dict[str, Any], tok
 def _fresh_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase, seed: int, context: str) -> PreTrainedModel:
     """A model made from `args.from_config`; the tokenizer says the vocabulary's size and the special ids."""
     if args.name_or_path is not None or args.adapter is not None:
-        raise UserError("model.from_config is set beside model.name_or_path or model.adapter: drop one")
-    settings = dict(args.from_config or {})
+        others = f"{args.key('name_or_path')} or {args.key('adapter')}"
+        raise UserError(f"{args.key('from_config')} is set beside {others}: drop one")
+    settings, whose = dict(args.from_config or {}), args.key("from_config")
     model_type = settings.pop("model_type", None)
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise UserError(f"model.from_config has the model_type {model_type!r}: give llama, qwen3, gpt2 or the like")
+        raise UserError(f"{whose} has the model_type {model_type!r}: give llama, qwen3, gpt2 or the like")
     default = AutoConfig.for_model(model_type)
     if unknown := [key for key in settings if not hasattr(default, key)]:
         meant = did_you_mean(unknown[0], default.to_dict())
-        raise UserError(f"model.from_config has the unknown key {unknown[0]!r}{meant}")
+        raise UserError(f"{whose} has the unknown key {unknown[0]!r}{meant}")
     own = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     options = {"dtype": dtype_of(args, auto=torch.float32), "attn_implementation": args.attn_implementation}
     try:
@@ -161,7 +164,7 @@ def _fresh_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase, seed:
             torch.random.default_generator.manual_seed(seed)
             return AutoModelForCausalLM.from_config(config, **options)
     except (ValueError, TypeError, StrictDataclassError) as error:
-        raise UserError(f"model.from_config makes no model: {one_line(error)}") from error
+        raise UserError(f"{whose} makes no model: {one_line(error)}") from error
 
 
 def _best_device() -> str:

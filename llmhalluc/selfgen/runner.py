@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -11,6 +10,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from llmhalluc.extras.errors import UserError
+from llmhalluc.extras.jsonl import write_lines
 from llmhalluc.extras.run_folder import open_run, write_json
 
 if TYPE_CHECKING:
@@ -54,14 +54,14 @@ def generate(config: "Config") -> dict[str, Any]:
         "problems": hashlib.sha256(json.dumps(problems).encode()).hexdigest(),
     }
     record = resolved(config, ("model", "data", "gen", "selfgen")) | source
-    with open_run(settings.output_dir, record, settings.overwrite, resume=True) as folder:
+    with open_run(settings.output_dir, record, settings.overwrite, resume=True, key=settings.key) as folder:
         if (folder / ABOUT).is_file():
             logger.warning("%s holds this run finished: nothing is left to do", folder)
             return json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         records, counts = _records(config, replace(config.gen, temperature=temperature), loaded, problems, folder)
         if not records:
             logger.warning("no trace could be made of %d samples; %s is empty", counts["samples"], folder / TRACES)
-        _write_lines(folder / TRACES, records)
+        write_lines(folder / TRACES, records)
         data = config.data
         about = {
             "model": config.model.name_or_path,
@@ -117,10 +117,3 @@ def _records(
     }
     order = {problem.key: i for i, problem in enumerate(problems)}
     return sorted([*traces, *clean], key=lambda trace: order[trace["problem"]]), counts
-
-
-def _write_lines(path: Path, records: list["Record"]) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
-    os.replace(temporary, path)

@@ -14,7 +14,7 @@ from llmhalluc.decoding.engine import decode
 from llmhalluc.decoding.operators import make_operator
 from llmhalluc.decoding.sequence import Spec, Trace
 from llmhalluc.extras.errors import UserError
-from llmhalluc.extras.lines import go_on
+from llmhalluc.extras.jsonl import resume_lines
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.models.helper import eos_ids
 from llmhalluc.models.loader import Loaded
@@ -39,7 +39,7 @@ class Sampler:
         self.loaded, self.options, self.batch_size, self.path = loaded, options, batch_size, path
         self.operator = make_operator(options.operator, **options.operator_args) if options.operator else None
         self.eos_ids = eos_ids(loaded.model, loaded.tokenizer)
-        records, self._file = go_on(path)
+        records, self._file = resume_lines(path)
         self.found = {record.pop("key"): Completion(**record) for record in records}
 
     def complete(self, requests: dict[str, tuple[list[int], list[int]]]) -> dict[str, Completion]:

@@ -41,7 +41,7 @@ class BaseExecutor:
         """Train, save, and return what train.json holds; of a finished run that is to be resumed nothing else."""
         train = self.config.train
         what_decides = resolved(self.config, self.sections)
-        with open_run(self.output_dir, what_decides, train.overwrite, train.resume):
+        with open_run(self.output_dir, what_decides, train.overwrite, train.resume, train.key):
             if train.resume and (self.output_dir / RECORD).is_file():
                 logger.warning("%s holds this run finished: nothing is left to do", self.output_dir)
                 return json.loads((self.output_dir / RECORD).read_text(encoding="utf-8"))

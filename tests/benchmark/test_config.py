@@ -5,12 +5,12 @@ from dataclasses import fields
 
 import pytest
 
-from llmhalluc.benchmark.config import KEYS, build, parse, renamed
+from llmhalluc.benchmark.config import KEYS, build, parse
 from llmhalluc.benchmark.study import distributions
 from llmhalluc.decoding.operators import OPERATORS
 from llmhalluc.extras.constant import CONFIGS, REPOSITORY
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.parser import load_raw, to_yaml
+from llmhalluc.hparams.yaml_files import load_raw, to_yaml
 from tests.hparams.test_cli import call
 from tests.real import DATA, real_data
 
@@ -53,7 +53,9 @@ def test_the_printed_config_is_the_config(tmp_path, capsys):
     (tmp_path / "b.yaml").write_text(capsys.readouterr().out)
     again = parse(["--config", str(tmp_path / "b.yaml"), "--verbose"])
     assert again == build(given | {"evaluation": {"tasks": ["svamp"], "limit": 9}})
-    assert again.given == {"temperature"}, "a default that was asked for wins over a task's own, the others do not"
+    assert again.config.gen_given == {"temperature"}, (
+        "a default that was asked for wins over a task's own, the others do not"
+    )
 
 
 MISTAKES = """\
@@ -95,14 +97,11 @@ def test_inputs_are_told_in_the_names_of_the_file():
         model_name_or_path="./absent", evaluation={"tasks": ["svamp"], "data_files": {"svamp": "no.json"}}
     )
     assert found == (
-        "evaluation.data_files.svamp is no.json, a file that does not exist: correct the path",
         "model_name_or_path is ./absent, a folder that does not exist: correct the path",
+        "evaluation.data_files.svamp is no.json, a file that does not exist: correct the path",
     )
     assert sentences(model_name_or_path=None) == (
         "exactly one of model_name_or_path and model_kwargs.from_config must be given, neither is",
-    )
-    assert renamed("gen.max_new_tokens, eval.limit, ./eval.limit") == (
-        "generation.max_new_tokens, evaluation.limit, ./eval.limit"
     )
 
 

@@ -13,7 +13,7 @@ from llmhalluc.benchmark import config, measure, report, runner, study, table
 from llmhalluc.exp.page import STYLE
 from llmhalluc.extras.constant import REPOSITORY
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.parser import to_yaml
+from llmhalluc.hparams.yaml_files import to_yaml
 from tests.eval.models import save_sudoku_model
 
 
@@ -220,7 +220,7 @@ def test_a_stopped_program_says_how_to_go_on(model, tmp_path, monkeypatch, capsy
     ):
         monkeypatch.setattr(sys, "argv", ["run_benchmark", "--config", str(tmp_path / "b.yaml"), *words])
         assert run_benchmark.main() == 130
-        assert f"stopped: run the same command {told} go on" in capsys.readouterr().out
+        assert f"stopped: run the same command {told} resume" in capsys.readouterr().out
 
 
 def test_the_program_runs_and_prints_the_comparison(model, tmp_path):

@@ -4,10 +4,12 @@ import pytest
 
 from llmhalluc.data.problems import TASKS
 from llmhalluc.exp.chain import OWN_ERRORS, PROBLEMS, line_of
-from llmhalluc.exp.grid import cells
+from llmhalluc.exp.experiment import Arm, read_experiment
+from llmhalluc.exp.grid import Cell
+from llmhalluc.exp.grid import cells as cells_of
 from llmhalluc.extras.constant import CONFIGS
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.parser import load_raw
+from llmhalluc.hparams.yaml_files import load_raw
 
 BASE = {
     "model": {"from_config": {"model_type": "llama"}, "tokenizer": "sudoku4", "device": "cpu"},
@@ -23,6 +25,10 @@ BASE = {
         "grid": {"seed": [1, 2]},
     },
 }
+
+
+def cells(raw) -> list[Cell]:
+    return cells_of(read_experiment(raw))
 
 
 def changed(arms, **sections):
@@ -103,6 +109,7 @@ def test_a_key_that_no_stage_knows_is_told_of_every_arm():
     [
         ({"own": {"start": "stf"}}, "exp.arms.own.start is stf, which is no arm; valid: own, grpo, sft"),
         ({"own": {"start": 3}}, "exp.arms.own.start is 3, which is no arm"),
+        ({"own": {"start": ["sft"]}}, "exp.arms.own.start is ['sft'], which is no arm"),
         ({"sft": {"start": "grpo"}}, "exp.arms.own starts from itself (own from sft from grpo from own)"),
         ({"sft": {"start": "sft"}}, "exp.arms.sft starts from itself (sft from sft)"),
         (
@@ -144,7 +151,8 @@ def test_all_mistakes_are_told_at_once():
 
 
 def test_a_line_ends_where_it_closes_or_leads_nowhere():
-    arms = {"a": {"start": "b"}, "b": {"start": "a"}, "c": {"start": "a"}, "d": {"start": "nobody"}}
+    starts = {"a": "b", "b": "a", "c": "a", "d": "nobody"}
+    arms = {name: Arm(name, {}, start) for name, start in starts.items()}
     assert [line_of(arm, arms) for arm in arms] == [["b", "a"], ["a", "b"], ["a", "b"], []]
 
 

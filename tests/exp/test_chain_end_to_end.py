@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from llmhalluc.exp import runner
 from llmhalluc.extras.constant import CONFIGS
-from llmhalluc.hparams.parser import load_raw
+from llmhalluc.hparams.yaml_files import load_raw
 
 SIZES = {
     "data.sudoku_count": 600, "train.logging_steps": 1, "selfgen.samples": 2, "eval.sudoku_count": 20,

@@ -5,10 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmhalluc.exp.grid import cell_name, cells, flat, with_keys
+from llmhalluc.exp.experiment import read_experiment
+from llmhalluc.exp.grid import Cell, cell_name
+from llmhalluc.exp.grid import cells as cells_of
 from llmhalluc.extras.constant import CONFIGS
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.parser import load_raw
+from llmhalluc.hparams.yaml_files import load_raw
 
 BASE = {
     "model": {"from_config": {"model_type": "llama"}, "tokenizer": "sudoku4"},
@@ -22,10 +24,10 @@ BASE = {
     },
 }
 values = st.one_of(st.none(), st.integers(), st.text(max_size=3), st.lists(st.integers(), max_size=2))
-words = st.text("abc", min_size=1, max_size=2)
-trees = st.recursive(values, lambda inner: st.dictionaries(words, inner, max_size=3), max_leaves=8).filter(
-    lambda tree: isinstance(tree, dict)
-)
+
+
+def cells(raw) -> list[Cell]:
+    return cells_of(read_experiment(raw))
 
 
 def changed(**exp):
@@ -61,17 +63,6 @@ def test_cells_do_not_share_what_they_hold():
     first, second, *_ = cells(BASE)
     first.raw["model"]["from_config"]["model_type"] = "gpt2"
     assert second.raw["model"]["from_config"]["model_type"] == "llama"
-
-
-@given(trees, trees)
-def test_keys_set_are_keys_found(raw, keys):
-    found = dict(flat(with_keys(raw, keys)))
-    for path, value in flat(keys):
-        assert found[path] == value
-
-
-def test_dotted_and_nested_keys_are_one():
-    assert with_keys({"a": {"b": 1, "c": 2}}, {"a.b": 3}) == with_keys({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
 
 
 def test_mistakes_of_all_cells_are_told_at_once():

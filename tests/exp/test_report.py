@@ -8,9 +8,9 @@ import subprocess
 import pytest
 
 from llmhalluc.exp import pictures, report, results
+from llmhalluc.exp.experiment import read_experiment
 from llmhalluc.exp.grid import cells
 from llmhalluc.exp.samples import load_decoder
-from llmhalluc.hparams.parser import build
 from llmhalluc.prompts.sudoku import build_tokenizer
 from tests.exp import synthetic
 from tests.tiny import tiny_tokenizer
@@ -29,7 +29,8 @@ def tokenizer():
 
 def write(folder, tokenizer, arms, evaluate, **exp):
     raw = {"exp": {"arms": arms, "output_dir": str(folder), "bootstrap": 100} | exp, "model": MODEL}
-    todo, settings = cells(raw), build({"exp": raw["exp"]}).exp
+    experiment = read_experiment(raw)
+    todo, settings = cells(experiment), experiment.exp
     folders = {cell.name: folder / cell.name for cell in todo}
     for i, cell in enumerate(todo):
         synthetic.write_training(folders[cell.name] / "train", i, tokenizer=tokenizer)
@@ -40,7 +41,15 @@ def write(folder, tokenizer, arms, evaluate, **exp):
         "name": settings.name, "baseline": results.label(*baseline(todo[0])), "failed": [], "config": raw,
         "rows": results.rows(made, baseline, 100), "environment": {"commit": None, "time": "2026-01-01T00:00:00+00:00"},
     }  # fmt: skip
-    report.write(told, todo, folders, pictures.draw(told, folders, folder), settings, told, folder)
+    report.write(
+        told,
+        todo,
+        folders,
+        pictures.draw(told, folders, {cell.name: cell.stage for cell in todo}, folder),
+        settings,
+        told,
+        folder,
+    )
     return (folder / "report.html").read_text(encoding="utf-8")
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llmhalluc.exp import runner, steps
+from llmhalluc.exp import commands, runner
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.parser import load_raw
+from llmhalluc.hparams.yaml_files import load_raw
 from tests.exp.synthetic import FAULTS
 
 FAULT = {name: number for number, name in FAULTS.items()}
@@ -25,7 +25,7 @@ FAULT = {name: number for number, name in FAULTS.items()}
 def stand_ins():
     with pytest.MonkeyPatch.context() as patch:
         for step in ("train", "eval"):
-            patch.setitem(steps.COMMANDS, step, ["-m", "tests.exp.synthetic", step])
+            patch.setitem(commands.PROGRAMS, step, ["-m", "tests.exp.synthetic", step])
         yield
 
 
@@ -147,7 +147,7 @@ def test_a_cell_that_failed_goes_on_where_it_stopped(tmp_path, monkeypatch):
     called = []
     start = runner._start
     monkeypatch.setattr(runner, "_start", lambda command, *rest: called.append(command) or start(command, *rest))
-    monkeypatch.setitem(steps.COMMANDS, "eval", ["-c", "raise SystemExit(3)"])
+    monkeypatch.setitem(commands.PROGRAMS, "eval", ["-c", "raise SystemExit(3)"])
     assert runner.run(experiment(tmp_path, {"late": "eval fails"})) == 1
     assert [command[1:3] for command in called] == [["-c", "raise SystemExit(3)"]]
 
@@ -192,9 +192,9 @@ def test_stopping_ends_the_cells_and_says_how_to_go_on(tmp_path, number):
     raw = experiment(tmp_path / "run", {"clean": "train hangs", "block": "train hangs"}, parallel=2)
     (tmp_path / "raw.json").write_text(json.dumps(raw))
     program = (
-        "import json, signal, sys\nfrom llmhalluc.exp import runner, steps\n"
+        "import json, signal, sys\nfrom llmhalluc.exp import commands, runner\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell's background job has lost
-        "for step in ('train', 'eval'): steps.COMMANDS[step] = ['-m', 'tests.exp.synthetic', step]\n"
+        "for step in ('train', 'eval'): commands.PROGRAMS[step] = ['-m', 'tests.exp.synthetic', step]\n"
         "sys.exit(runner.run(json.load(open(sys.argv[1]))))"
     )
     process = subprocess.Popen(
@@ -247,5 +247,5 @@ def test_a_terminal_gets_one_line_that_is_redrawn(monkeypatch, capsys):
 
 def test_the_yaml_of_a_cell_is_read_back_as_it_was(tmp_path):
     config = {"gen": {"stop": ["${x}", "\\n"]}, "train": {"learning_rate": 1e-6}}
-    steps._write(tmp_path / "cell.yaml", config)
+    commands._write(tmp_path / "cell.yaml", config)
     assert load_raw(tmp_path / "cell.yaml") == config

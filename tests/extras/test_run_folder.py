@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -32,7 +31,7 @@ def test_the_same_run_goes_on_when_asked(tmp_path):
         pass
     with open_run(tmp_path, RECORD):  # nothing was made yet: an early failure does not block the second try
         (tmp_path / "checkpoint-1").mkdir()
-    with pytest.raises(UserError, match="holds this very run already: set resume=true to go on, overwrite=true"):
+    with pytest.raises(UserError, match="holds this very run already: set resume=true to resume it, overwrite=true"):
         open_run(tmp_path, RECORD).__enter__()
     moved = {
         "train": RECORD["train"] | {"resume": True, "output_dir": "b"},
@@ -52,7 +51,7 @@ def test_another_run_is_refused_with_the_keys_that_differ(tmp_path):
         open_run(tmp_path, other, resume=True).__enter__()
     assert caught.value.sentences == (
         f"output_dir {tmp_path} holds another run (data: absent there, {{}} here; data.split: train there, "
-        "absent here; train.learning_rate: 1e-05 there, 0.0001 here): choose another output_dir or set "
+        "absent here; train.learning_rate: 1e-05 there, 0.0001 here): choose another one or set "
         "overwrite=true",
     )
     many = {"a": {str(i): i for i in range(9)}}
@@ -70,14 +69,14 @@ def test_overwrite_deletes_a_run_and_nothing_else(tmp_path):
     foreign.mkdir()
     (foreign / "thesis.txt").touch()
     for overwrite in (False, True):
-        with pytest.raises(UserError, match="holds files that no run of ours wrote: choose another output_dir"):
+        with pytest.raises(UserError, match="holds files that none of our runs wrote: choose another one"):
             open_run(foreign, RECORD, overwrite=overwrite).__enter__()
     assert (foreign / "thesis.txt").exists()
 
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "x").touch()
-    with pytest.raises(UserError, match="is a file: choose another output_dir"):
+    with pytest.raises(UserError, match="is a file: choose another one"):
         open_run(tmp_path / "x", RECORD).__enter__()
 
 
@@ -109,17 +108,23 @@ with open_run(sys.argv[1], {}):
         run.kill()
         run.wait()
         os.kill(worker, 0)  # raises if the worker were gone
-        deadline = time.monotonic() + 5  # the fork may not have closed its copy yet
-        while True:
-            try:
-                with open_run(tmp_path, {}):
-                    break
-            except UserError:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+        with open_run(tmp_path, {}):
+            pass
     finally:
         os.kill(worker, signal.SIGKILL)
         run.stdout.close()
+
+
+def test_a_worker_that_ends_takes_no_lock_along(tmp_path):
+    other = f"from llmhalluc.extras.run_folder import open_run\nwith open_run({str(tmp_path)!r}, {{}}): pass"
+    with open_run(tmp_path, RECORD):
+        worker = os.fork()
+        if worker == 0:
+            os._exit(0)
+        os.waitpid(worker, 0)
+        ran = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, cwd=REPOSITORY)
+    assert ran.returncode == 1 and "in use by another run" in ran.stderr
+    assert subprocess.run([sys.executable, "-c", other], cwd=REPOSITORY).returncode == 0
 
 
 @pytest.mark.parametrize(

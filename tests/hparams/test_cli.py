@@ -58,8 +58,8 @@ def test_a_missing_model_is_told_before_anything_is_loaded():
     code, _, errors, _ = call("run_eval", "model.name_or_path=./no/such/model", "eval.data_files.a=none.jsonl")
     assert code == 2
     assert errors.splitlines() == [
-        "error: eval.data_files.a is none.jsonl, a file that does not exist: correct the path",
         "error: model.name_or_path is ./no/such/model, a folder that does not exist: correct the path",
+        "error: eval.data_files.a is none.jsonl, a file that does not exist: correct the path",
     ]
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.mapping import Key
-from llmhalluc.hparams.parser import SECTIONS, build, load_raw, parse, read, resolved, section_keys, to_yaml
+from llmhalluc.hparams.parser import SECTIONS, build, parse, read, resolved, section_keys
+from llmhalluc.hparams.yaml_files import load_raw, to_yaml
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=8) | st.sampled_from(
     [

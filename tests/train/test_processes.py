@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from llmhalluc.hparams.parser import build, to_yaml
+from llmhalluc.hparams.parser import build
+from llmhalluc.hparams.yaml_files import to_yaml
 from llmhalluc.train.sft import SFTExecutor
 from tests.train.tiny_run import raw
 

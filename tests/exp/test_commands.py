@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llmhalluc.exp import runner, steps
+from llmhalluc.exp import commands, runner
 from llmhalluc.extras.errors import UserError
 from tests.exp import links
 
@@ -37,8 +37,8 @@ class Process:
 @pytest.fixture(scope="module", autouse=True)
 def stand_ins():
     with pytest.MonkeyPatch.context() as patch:
-        for step in steps.COMMANDS:
-            patch.setitem(steps.COMMANDS, step, ["-m", step])
+        for step in commands.PROGRAMS:
+            patch.setitem(commands.PROGRAMS, step, ["-m", step])
         patch.setattr(runner, "_start", start)
         yield
 
@@ -217,8 +217,8 @@ def test_a_killed_chain_goes_on_where_it_was(tmp_path, called):
     raw = experiment(tmp_path / "run", {"own": "train hangs once"})
     (tmp_path / "raw.json").write_text(json.dumps(raw))
     program = (
-        "import json, sys\nfrom llmhalluc.exp import runner, steps\n"
-        "for step in steps.COMMANDS: steps.COMMANDS[step] = ['-m', 'tests.exp.links', step]\n"
+        "import json, sys\nfrom llmhalluc.exp import commands, runner\n"
+        "for step in commands.PROGRAMS: commands.PROGRAMS[step] = ['-m', 'tests.exp.links', step]\n"
         "sys.exit(runner.run(json.load(open(sys.argv[1]))))"
     )
     process = subprocess.Popen([sys.executable, "-c", program, tmp_path / "raw.json"], stdout=subprocess.PIPE)
