@@ -13,6 +13,7 @@ from llmhalluc.eval.variants import Variant
 from llmhalluc.extras.errors import UserError
 
 SUDOKU_TEST_PERCENT = 20  # of all grids, as in training by default
+COSTS = ("erasures_per_sample", "samples_with_erasure", "emitted_per_sample", "emitted_per_kept")
 Documents = dict[str, list[int]]  # task -> numbers of its documents, ascending
 
 
@@ -32,23 +33,18 @@ class Outcome:
         by_task: dict[str, list[int]] = {}
         for answer in self.answers:
             by_task.setdefault(answer["task"], []).append(answer["correct"])
-        counts = [Counts(answer["emitted"], answer["kept"], answer["erasures"]) for answer in self.answers]
-        costs = trace_metrics(counts)
-        return (
-            {"n": n}
-            | accuracy([answer["correct"] for answer in self.answers])
-            | {"accuracy_by_task": {task: sum(scores) / len(scores) for task, scores in by_task.items()}}
-            | {key: costs[key] for key in ("erasures_per_sample", "samples_with_erasure", "emitted_per_sample")}
-            | {"emitted_per_kept": costs["emitted_per_kept"]}
-            | {"forward_passes_per_sample": sum(answer["forward_passes"] for answer in self.answers) / n}
-            | {"seconds": self.seconds}
-        )
+        costs = trace_metrics([Counts(one["emitted"], one["kept"], one["erasures"]) for one in self.answers])
+        forward_passes = sum(answer["forward_passes"] for answer in self.answers)
+        summary: dict[str, Any] = {"n": n} | accuracy([answer["correct"] for answer in self.answers])
+        summary["accuracy_by_task"] = {task: sum(scores) / len(scores) for task, scores in by_task.items()}
+        summary |= {key: costs[key] for key in COSTS}
+        return summary | {"forward_passes_per_sample": forward_passes / n, "seconds": self.seconds}
 
 
 class Session:
     """The model and the tasks of a benchmark, loaded once; `tune` and `held_out` are the parts of the two splits.
 
-    Raises UserError for tasks of no use: log-likelihood tasks, or too few documents.
+    Raises UserError for invalid tasks: log-likelihood tasks, or too few documents.
     """
 
     def __init__(self, benchmark: Benchmark):

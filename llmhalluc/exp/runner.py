@@ -25,7 +25,7 @@ from llmhalluc.exp.experiment import read_experiment
 from llmhalluc.exp.grid import Cell, cells
 from llmhalluc.extras.constant import REPOSITORY
 from llmhalluc.extras.errors import UserError
-from llmhalluc.extras.run_folder import environment, open_run
+from llmhalluc.extras.run_folder import cores, environment, open_run
 from llmhalluc.hparams import parser
 from llmhalluc.hparams.exp_args import ExpArguments
 
@@ -190,8 +190,7 @@ class Queue:
 
 def _start(command: list[str], folder: Path, slot: int, parallel: int) -> subprocess.Popen:
     """Start a step in a session of its own (Ctrl-C is ours to pass on); its output goes to the cell's log."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    env = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // parallel)), "PYTHONUNBUFFERED": "1"}
+    env = os.environ | {"OMP_NUM_THREADS": str(max(1, cores() // parallel)), "PYTHONUNBUFFERED": "1"}
     gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     if gpus and parallel > 1:  # or every cell would spread over all of them
         env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[slot % len(gpus) :: parallel])
@@ -199,12 +198,7 @@ def _start(command: list[str], folder: Path, slot: int, parallel: int) -> subpro
         log.write(f"$ {' '.join(command)}\n")
         log.flush()
         return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=env,
-            start_new_session=True,
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env, start_new_session=True
         )
 
 

@@ -73,16 +73,22 @@ def write_text(path: str | Path, text: str) -> None:
 
 def environment() -> dict[str, Any]:
     """What ran, where and on what: git commit, versions, command, platform, cores, UTC time."""
+    versions = {name: _version(name) for name in _PACKAGES}
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain")),
         "python": platform.python_version(),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "packages": {name: version for name, version in versions.items() if version},
         "command": [Path(sys.executable).name, *sys.orig_argv[1:]],
         "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_main_process() -> bool:

@@ -30,20 +30,6 @@ from llmhalluc.hparams.train_args import TrainArguments
 from llmhalluc.hparams.trl_fields import trl_keys
 from llmhalluc.hparams.yaml_files import read_words, to_yaml
 
-SECTIONS: dict[str, Any] = {
-    kind.section: kind
-    for kind in (
-        ModelArguments,
-        DataArguments,
-        BacktrackArguments,
-        TrainArguments,
-        RewardArguments,
-        GenArguments,
-        SelfgenArguments,
-        EvalArguments,
-        ExpArguments,
-    )
-}
 SEED = Key(
     int | None, None, "sets train.seed, train.data_seed, gen.seed and eval.seed where they are not given",
     bounds="[0, 4294967295]",
@@ -69,6 +55,11 @@ class Config:
     exp: ExpArguments = field(default_factory=ExpArguments)
     seed: int | None = None
     gen_given: frozenset[str] = frozenset()
+
+
+SECTIONS: dict[str, Any] = {
+    part.name: part.type for part in dataclasses.fields(Config) if part.name not in ("seed", "gen_given")
+}
 
 
 def parse(argv: list[str], program: str, sections: tuple[str, ...], default: Path | None = None) -> Config:

@@ -28,9 +28,17 @@ _HOMES = {("transformers", "TrainingArguments"): "training_args.py"}
 
 @functools.cache
 def trl_keys(stage: str) -> dict[str, Key] | None:
-    """Every field of the stage's TRL config class, base classes first; None where trl is not installed."""
-    root = _package("trl")
-    return _class_keys(root / "trainer" / f"{stage}_config.py", f"{stage.upper()}Config") if root else None
+    """Return every field of the stage's TRL config class, base classes first; None where trl is not installed.
+
+    A stage that TRL has no class for takes the fields of transformers' TrainingArguments.
+    """
+    trl, transformers = _package("trl"), _package("transformers")
+    if trl is None or transformers is None:
+        return None
+    own = trl / "trainer" / f"{stage}_config.py"
+    if own.is_file():
+        return _class_keys(own, f"{stage.upper()}Config")
+    return _class_keys(transformers / _HOMES["transformers", "TrainingArguments"], "TrainingArguments")
 
 
 def _class_keys(path: Path, name: str) -> dict[str, Key]:

@@ -67,3 +67,11 @@ print(sorted(config.train.trl.items()))
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     given = {"learning_rate": 1e-3, "anything": [1], "seed": 3, "data_seed": 3, "output_dir": "outputs/train"}
     assert ran.stdout == f"{sorted(given.items())}\n"
+
+
+def test_a_stage_without_a_class_of_trls_takes_the_trainers_own_keys():
+    pytest.importorskip("trl")
+    from transformers import TrainingArguments
+
+    fields = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+    assert list(trl_keys("verifier")) == fields and "packing" not in fields
