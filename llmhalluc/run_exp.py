@@ -11,7 +11,7 @@ SECTIONS = ("exp", "model", "data", "backtrack", "train", "reward", "gen", "self
 
 def main() -> int:
     raw = read(sys.argv[1:], "run_exp", SECTIONS, default=CONFIGS / "llmhalluc" / "e2e.yaml")
-    build(raw)  # tells mistakes before anything slow is imported
+    build(raw)  # reports mistakes before anything slow is imported
     from llmhalluc.exp.runner import run
 
     return run(raw)

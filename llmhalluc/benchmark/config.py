@@ -20,7 +20,6 @@ from llmhalluc.hparams.benchmark_args import (
     HpoArguments,
     ModelKwargs,
 )
-from llmhalluc.hparams.help import help_text
 from llmhalluc.hparams.mapping import accepts, check_mapping, keys_of, make
 
 # Our sections, under the names of a benchmark's.
@@ -57,6 +56,8 @@ class Benchmark:
 def parse(argv: list[str]) -> Benchmark:
     """The Benchmark of a command line; `--help` and `--print-config` print and exit. Raises UserError."""
     if "--help" in argv or "-h" in argv:
+        from llmhalluc.hparams.help import help_text
+
         groups = {"": (BenchmarkArguments.__doc__, TOP)} | {name: (SECTIONS[name].__doc__, KEYS[name]) for name in KEYS}
         parser.show(help_text("run_benchmark", None, groups, "hpo.n_trials=50", _FLAGS))
         sys.exit(0)

@@ -62,7 +62,7 @@ def tune(
         trial = study.ask(space)
         try:
             state, value = _run(session, study, trial, baseline)
-        except Exception as error:  # the report shows it, with the trial's parameters; the others go on
+        except Exception as error:  # the report shows it, with the trial's parameters; the others run
             trial.set_user_attr("reason", f"{type(error).__name__}: {one_line(error)}")
             trial.set_user_attr("traceback", traceback.format_exc())
             state, value = TrialState.FAIL, None

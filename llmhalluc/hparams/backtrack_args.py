@@ -21,9 +21,7 @@ class BacktrackArguments(Section):
     run_length: Literal["uniform", "geometric"] = option("geometric", "distribution of the length of an error run")
     min_run: int = option(1, "shortest error run, tokens", bounds="[1, inf)")
     max_run: int = option(5, "longest error run, tokens", bounds="[1, inf)")
-    mean_run: float = option(
-        2.0, "mean of the geometric distribution, before truncation to min_run..max_run", bounds="[1, inf)"
-    )
+    mean_run: float = option(2.0, "mean of the geometric distribution before truncation", bounds="[1, inf)")
     nesting: float = option(0.0, "probability that an error run holds an erased run of its own", bounds="[0, 1)")
     curriculum: Literal["none", "linear"] = option("none", "linear: the longest run grows from min_run to max_run")
     curriculum_end: float = option(0.5, "share of training after which the longest run is max_run", bounds="(0, 1]")

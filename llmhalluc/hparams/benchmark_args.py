@@ -56,18 +56,14 @@ class HpoArguments(Section):
 
     section: ClassVar[str] = "hpo"
     n_trials: int = option(
-        20, "parameter settings that are tried; a finished study is resumed when it grows", bounds="[1, inf)"
+        20, "parameter settings that are tried; more of them resume a finished study", bounds="[1, inf)"
     )
-    search_space: dict[str, Any] = option(
-        {}, "parameter: [low, high], or {low, high, log, step}, or {choices: [a, b, c]}"
-    )
+    search_space: dict[str, Any] = option({}, "by parameter: [low, high], {low, high, log, step} or {choices: [a, b]}")
     tune_share: float = option(
-        0.5, "share of each task's documents that trials are scored on, the first ones", bounds="(0, 1)"
+        0.5, "share of each task's documents, the first, that trials are scored on", bounds="(0, 1)"
     )
-    parts: int = option(
-        4, "parts of these, decoded one after another; after each a poor trial may be pruned", bounds="[1, inf)"
-    )
+    parts: int = option(4, "parts in which these are decoded; after each a poor trial may be pruned", bounds="[1, inf)")
     startup_trials: int = option(
-        5, "trials drawn at random, and never pruned, before the search learns from them", bounds="[1, inf)"
+        5, "random trials, never pruned, before the search learns from them", bounds="[1, inf)"
     )
     seed: int = option(0, "seed of the search", bounds="[0, 4294967295]")

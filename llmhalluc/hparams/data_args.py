@@ -42,7 +42,7 @@ class DataArguments(Section):
     apply_chat_template: bool = option(False, "wrap the prompt with the tokenizer's chat template")
     max_samples: int | None = option(None, "use the first so many records", bounds="[1, inf)")
     max_length: int | None = option(
-        None, "records whose trace is longer (tokens) are left out, and counted", bounds="[1, inf)"
+        None, "longest trace in tokens; longer ones are left out and counted", bounds="[1, inf)"
     )
     num_proc: int | None = option(None, "processes that tokenise", bounds="[1, inf)")
     sudoku_size: Literal[4, 6] = option(4, "side of the generated Sudoku grids")

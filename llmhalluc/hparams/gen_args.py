@@ -15,15 +15,11 @@ class GenArguments(Section):
     max_new_tokens: int = option(256, "most tokens emitted, erased tokens and BACKTRACKs counted", bounds="[1, inf)")
     temperature: float = option(0.0, "0 is greedy", bounds="[0, inf)")
     top_k: int | None = option(None, "sample among the k most likely tokens", bounds="[1, inf)")
-    top_p: float | None = option(
-        None, "sample among the most likely tokens that hold so much probability", bounds="(0, 1]"
-    )
+    top_p: float | None = option(None, "sample among the most likely tokens of so much probability", bounds="(0, 1]")
     min_p: float | None = option(None, "drop tokens less likely than so much of the most likely one", bounds="[0, 1]")
     repetition_penalty: float | None = option(None, "as transformers'; 1 is none", bounds="(0, inf)")
     stop: list[str] = option([], "stop strings, looked for in the surviving text")
-    context: str | None = option(
-        None, "soft, block or rewind; none: the one the model was trained with", choices=CONTEXTS
-    )
+    context: str | None = option(None, "soft, block or rewind; none: as the model was trained", choices=CONTEXTS)
     backtrack: bool = option(True, "false: BACKTRACK is never offered")
     ban_erased: bool = option(True, "an erased token is not offered again at its place while its prefix stands")
     max_erasures: int | None = option(

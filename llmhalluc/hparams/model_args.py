@@ -11,9 +11,7 @@ class ModelArguments(Section):
     """Which model, which tokenizer, how the BACKTRACK row starts, what trains."""
 
     section: ClassVar[str] = "model"
-    name_or_path: str | None = option(
-        None, "hub name, local folder, or package:NAME (a folder inside an installed Python package)"
-    )
+    name_or_path: str | None = option(None, "hub name, local folder, or package:NAME (an installed Python package)")
     gguf_file: str | None = option(None, "GGUF file inside name_or_path; converted once to safetensors and cached")
     from_config: dict[str, Any] | None = option(
         None, "a fresh model: model_type (llama, qwen3, gpt2) and any key of its transformers config"
@@ -40,7 +38,7 @@ class ModelArguments(Section):
         "sentence whose token embeddings description averages",
     )
     token_init_noise: float = option(
-        0.01, "standard deviation of the noise, as a share of the row's norm", bounds="[0, inf)"
+        0.01, "standard deviation of the noise, relative to the row's norm", bounds="[0, inf)"
     )
     finetuning: Literal["full", "lora", "qlora"] = option("full", "which weights train")
     lora_r: int = option(16, "LoRA rank", bounds="[1, inf)")

@@ -21,7 +21,6 @@ from llmhalluc.hparams.data_args import DataArguments
 from llmhalluc.hparams.eval_args import EvalArguments
 from llmhalluc.hparams.exp_args import ExpArguments
 from llmhalluc.hparams.gen_args import GenArguments
-from llmhalluc.hparams.help import help_text
 from llmhalluc.hparams.mapping import Key, Problem, accepts, check_mapping, convert, key_problem, keys_of, make
 from llmhalluc.hparams.model_args import ModelArguments
 from llmhalluc.hparams.reward_args import RewardArguments
@@ -70,6 +69,8 @@ def parse(argv: list[str], program: str, sections: tuple[str, ...], default: Pat
 def read(argv: list[str], program: str, sections: tuple[str, ...], default: Path | None = None) -> dict:
     """`parse` without the last step: the raw config of a command line."""
     if "--help" in argv or "-h" in argv:
+        from llmhalluc.hparams.help import help_text
+
         stage = stage_of(read_words([word for word in argv if word not in ("--help", "-h")], default)[0])
         groups = {name: (SECTIONS[name].__doc__, section_keys(name, stage)) for name in sections}
         show(help_text(program, default, {"": ("Above all sections.", {"seed": SEED})} | groups))

@@ -1,7 +1,5 @@
 """What is refused, each with its sentence; and what is not."""
 
-from typing import Any, Literal
-
 import pytest
 
 from llmhalluc.benchmark import config as benchmark
@@ -9,7 +7,6 @@ from llmhalluc.extras.constant import EVAL_SPLITS
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams import trl_fields
 from llmhalluc.hparams.data_args import CONVERTERS, refuse_evaluation_split
-from llmhalluc.hparams.mapping import accepts, describe
 from llmhalluc.hparams.parser import SECTIONS, SEED, STAGES, build, section_keys
 
 # Every key by its dotted name; a key of `train` as its first stage knows it.
@@ -124,26 +121,6 @@ def test_converters_are_those_of_the_data_room():
     from llmhalluc.data import manager
 
     assert set(CONVERTERS) == set(manager.CONVERTERS)
-
-
-@pytest.mark.parametrize(
-    ("kind", "good", "bad", "words"),
-    [
-        (float, [1, 1.5], [True, "1"], "float"),
-        (int, [1], [True, 1.0, None], "int"),
-        (bool, [True], [1, "true"], "bool"),
-        (Literal[4, 6], [4], [4.0, True, 5], "one of 4, 6"),
-        (Literal[False], [False], [0, None], "False"),
-        (list[str], [[], ["a"]], ["a", [1], None], "list of str"),
-        (dict[str, list[Any]], [{}, {"a": [1]}], [{1: []}, {"a": 1}, []], "dict of list of any"),
-        (dict[str, Any] | None, [None, {"a": 1}], [1], "dict or none"),
-        (dict, [{"a": 1}], [[]], "dict"),
-    ],
-)
-def test_types_of_plain_values(kind, good, bad, words):
-    assert all(accepts(kind, value) for value in good)
-    assert not any(accepts(kind, value) for value in bad)
-    assert describe(kind) == words
 
 
 def test_what_the_parser_fills_is_no_key():
