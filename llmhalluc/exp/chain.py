@@ -5,7 +5,6 @@ from typing import Any
 
 from llmhalluc.exp.experiment import Arm
 from llmhalluc.extras.errors import did_you_mean
-from llmhalluc.extras.keys import flat
 from llmhalluc.hparams.mapping import accepts
 
 # Keys of `model` that say where a model comes from; the folder that an arm starts from says all of it by itself.
@@ -42,7 +41,7 @@ def wrong_chains(arms: dict[str, Arm]) -> Iterator[str]:
             circle = [name, *line[: line.index(name) + 1]]
             in_circles |= {*circle}
             yield f"exp.arms.{name} starts from itself ({' from '.join(circle)}): one of these must start from no arm"
-        for path, _ in flat(arm.keys) if arm.start is not None else ():
+        for path in arm.paths if arm.start is not None else ():
             if path == "model" or path.startswith(tuple(f"model.{key}" for key in ORIGIN)):
                 yield f"exp.arms.{name} sets {path}, but starts from the model of {arm.start}: take one of the two out"
         if arm.rounds is not None and not rounds_of(arm):

@@ -25,6 +25,11 @@ class Arm:
     start: Any = None
     rounds: Any = None
 
+    @property
+    def paths(self) -> list[str]:
+        """The dotted keys that it sets."""
+        return [path for path, _ in flat(self.keys)]
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -57,10 +62,10 @@ def clashes(experiment: Experiment) -> Iterator[str]:
     if "seed" in grid and "train.seed" in dict(flat(experiment.base)):
         yield "exp.grid varies seed, but the config sets train.seed: take one out"
     for arm in arms.values():
-        yield from _clashes_of_an_arm(f"exp.arms.{arm.name}", dict(flat(arm.keys)), grid)
+        yield from _clashes_of_an_arm(f"exp.arms.{arm.name}", arm.paths, grid)
 
 
-def _clashes_of_an_arm(where: str, paths: dict[str, Any], grid: dict[str, list[Any]]) -> Iterator[str]:
+def _clashes_of_an_arm(where: str, paths: list[str], grid: dict[str, list[Any]]) -> Iterator[str]:
     if "seed" in grid and "train.seed" in paths:
         yield f"exp.grid varies seed, but {where} sets train.seed: take one out"
     for path in paths:
