@@ -3,6 +3,7 @@
 Every line is a ratio of medians over interleaved rounds of one run; above 1 ours, or the first named, is faster.
 Usage: python benchmarks/decoding.py [--rounds 5] [--new-tokens 64] [--only plain ragged …]
        python benchmarks/decoding.py --compile [--device cuda] [--model NAME]   gen.compile, at batch 1 and 64
+       python benchmarks/decoding.py --against CHECKOUT     ours here over that of another commit, in turn
 """
 
 import argparse
@@ -13,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
@@ -21,6 +23,7 @@ from llmhalluc.decoding.engine import decode
 from llmhalluc.decoding.operators import ProbabilityThreshold
 from llmhalluc.decoding.options import model_section
 from llmhalluc.decoding.phrases import BannedPhrases
+from llmhalluc.decoding.sequence import Spec
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.hparams.model_args import ModelArguments
 from llmhalluc.models.loader import load
@@ -68,10 +71,8 @@ class Bench:
 
     def ours(self, prompts, limits: list[int], operator=None, batch_size: int = 64, compile: bool = False) -> int:
         options = GenArguments(max_new_tokens=max(limits), temperature=1.0, top_k=50, compile=compile)
-        traces = decode(
-            self.model, prompts, options, eos_ids=[], backtrack_id=None, context="soft", batch_size=batch_size,
-            operator=operator, limits=limits,
-        )  # fmt: skip
+        spec = Spec(options, [], None, "soft", operator=operator)
+        traces = decode(self.model, prompts, spec, limits=limits, batch_size=batch_size)
         return sum(len(trace.surviving_ids) for trace in traces)
 
     def compare(self, what: str, first, second) -> None:
@@ -197,6 +198,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="gen.compile alone, in the place of the other parts")
     parser.add_argument("--device", help="cpu or cuda (default: the best there is)")
     parser.add_argument("--model", help="hub name, folder or GGUF file (default: SmolLM2-135M)")
+    parser.add_argument("--against", metavar="CHECKOUT", help="another commit's folder to compare our decoding with")
     parser.add_argument("--peak", choices=("ours", "generate"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
@@ -204,6 +206,10 @@ def main() -> None:
         getattr(bench, arguments.peak)(bench.prompts(16), [round(10 + 190 * i / 15) for i in range(16)])
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         return
+    if arguments.against:
+        command = [sys.executable, str(Path(__file__).with_name("against.py")), "decoding", arguments.against]
+        timed = [part for part in arguments.only if part not in ("overhead", "memory")]
+        return subprocess.run([*command, "--rounds", str(arguments.rounds), "--only", *timed], check=True)
     model = model_section(arguments.model) if arguments.model else SMOLLM2
     bench = Bench(arguments.rounds, arguments.new_tokens, model, arguments.device)
     if arguments.compile:

@@ -1,7 +1,10 @@
 """Adapters: LoRA and QLoRA in which the BACKTRACK rows train too, how they are saved, loaded and merged."""
 
+import functools
 import importlib.util
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmhalluc.extras.errors import UserError
@@ -75,6 +79,31 @@ def add_adapter(
         trainable_token_indices={name: [backtrack_id] for name in names},
     )
     return BacktrackPeftModel(model, config)
+
+
+@contextmanager
+def rows_in_place(model: torch.nn.Module) -> Iterator[None]:
+    """While it lasts the matrices with the rows that train are made once, and not in each forward.
+
+    PEFT otherwise copies a whole matrix, as large as the vocabulary, each time. Nothing may train meanwhile, and the
+    weights must lie whole on this device.
+    """
+    layers = [module for module in model.modules() if isinstance(module, TrainableTokensLayer)]
+    made: dict[tuple[int, int], torch.Tensor] = {}  # tied layers share theirs
+    try:
+        for layer in layers:
+            key = id(layer.base_layer.weight), id(layer.trainable_tokens_delta)
+            if key not in made:
+                made[key] = layer.get_merged_weights(layer.active_adapters).detach()
+            layer.get_merged_weights = functools.partial(_made, made[key])
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("get_merged_weights", None)
+
+
+def _made(weights: torch.Tensor, active_adapters: list[str]) -> torch.Tensor:
+    return weights
 
 
 def load_adapter(model: PreTrainedModel, folder: str | Path, trainable: bool) -> PreTrainedModel | BacktrackPeftModel:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from llmhalluc.decoding.engine import decode
 from llmhalluc.decoding.sequence import Spec, Trace
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.models.peft import rows_in_place
 from llmhalluc.train import trl_patches
 
 # Keys of `gen` that would take the rollouts away from the distribution that is scored. Those that `train` has too
@@ -104,9 +106,15 @@ def decode_group(
         try:
             prompts = [problem.prompt_ids for problem in problems]  # equal ones are computed once
             spec = settings.spec(trainer.eos_token_ids)
-            return decode(model, prompts, spec, keys=list(keys), batch_size=settings.batch_size or len(problems))
+            with nullcontext() if _is_sharded(trainer) else rows_in_place(model):
+                return decode(model, prompts, spec, keys=list(keys), batch_size=settings.batch_size or len(problems))
         finally:
             model.train(training)
+
+
+def _is_sharded(trainer: Any) -> bool:
+    """Whether no process has all weights to itself."""
+    return trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
 
 
 def rollout(trainer: Any, settings: RolloutSettings, prompts: Sequence[str]) -> dict[str, Any]:

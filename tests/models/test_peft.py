@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.backtrack_args import BacktrackArguments
+from llmhalluc.hparams.model_args import ModelArguments
 from llmhalluc.models.loader import load
-from llmhalluc.models.peft import BacktrackPeftModel, add_adapter, merge
+from llmhalluc.models.peft import BacktrackPeftModel, add_adapter, merge, rows_in_place
 from tests.models.saved import saved_model, train
 from tests.tiny import FAMILIES, tiny_model
 
@@ -165,3 +166,32 @@ def test_refusals(tmp_path):
         add_adapter(tiny_model("llama"), replace(args, name_or_path=None, from_config={}), 5)
     with pytest.raises(UserError, match=r"holds no adapter_model.safetensors"):
         load(replace(args, adapter=str(tmp_path)), SOFT)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_in_place_change_nothing_and_go_again(family, tied):
+    model = tiny_model(family, tie_word_embeddings=tied)
+    if family == "gpt2" and not tied:
+        pytest.skip("peft drops the bias of such a layer")
+    model = add_adapter(model, ModelArguments(name_or_path="x", finetuning="lora", lora_r=2), 63).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += torch.randn_like(parameter) * 0.2
+    ids = torch.tensor([[4, 63, 6, 63, 7]])
+    before, weights = model(ids).logits, {name: value.clone() for name, value in model.state_dict().items()}
+    with rows_in_place(model):
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "trainable_tokens" in name:
+                    parameter += 1.0  # made once: nothing that comes later is seen
+        assert torch.equal(model(ids).logits, before)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "trainable_tokens" in name:
+                    parameter.copy_(weights[name])
+    with pytest.raises(RuntimeError, match="stopped"), rows_in_place(model):
+        raise RuntimeError("stopped")
+    assert torch.equal(model(ids).logits, before)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
