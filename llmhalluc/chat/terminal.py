@@ -62,7 +62,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def chat(argv: list[str]) -> None:
     """The whole program. Raises UserError for bad arguments before anything heavy is imported."""
     args, settings = parse(argv), Settings()
-    settings.choose(args.operator)
+    settings.select_operator(args.operator)
     settings.set(args.set)
     given = {"device": args.device, "dtype": args.dtype}
     section = model_section(args.model, **{key: value for key, value in given.items() if value})
@@ -172,7 +172,7 @@ class Session:
                 changed = Settings(self.settings.operator, self.settings.parameters, self.settings.generation)
                 if name == "/operator" and words:
                     first = words.pop(0)
-                    changed.choose(None if first == "none" else first)
+                    changed.select_operator(None if first == "none" else first)
                 changed.set(words)
                 changed.keywords(self.pipeline.generator.operator)  # refuses what it cannot use
                 self.settings = changed

@@ -11,8 +11,8 @@ from torch._dynamo import config, mark_static_address
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from transformers import PreTrainedModel
 
-from llmhalluc.decoding.backend import SlotCache, TorchBackend, TorchSlots
 from llmhalluc.decoding.sequence import Output
+from llmhalluc.decoding.slots import SlotCache, TorchSlots
 from llmhalluc.extras.errors import UserError, one_line
 from llmhalluc.models.transformers_patches import compiles_whole
 
@@ -22,8 +22,8 @@ MOST_SIZES = 64  # numbers of (slots, columns) that one process may compile a mo
 class CompiledSlots(TorchSlots):
     """`TorchSlots` with a fixed cache; raises UserError for a model that torch cannot compile."""
 
-    def __init__(self, backend: TorchBackend):
-        super().__init__(backend, fixed=True)
+    def __init__(self, model: PreTrainedModel, count: Callable[[int], None]):
+        super().__init__(model, count, fixed=True)
         self.compiled = _compiled(self.model, self.masks)
         self.ids_S = self.positions_S = torch.zeros(0, dtype=torch.long)
 

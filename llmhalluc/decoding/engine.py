@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llmhalluc.decoding.backend import PREFILL_TOKENS, Backend, backend_of
+from llmhalluc.decoding.backend import Backend, backend_of
 from llmhalluc.decoding.prefix import plan
 from llmhalluc.decoding.sampling import logprobs_of, sample
 from llmhalluc.decoding.sequence import Event, Output, Sequence, Spec, Trace, check_prompts
+from llmhalluc.decoding.slots import PREFILL_TOKENS
 from llmhalluc.decoding.wishes import grant_wishes, leave_dead_ends
 from llmhalluc.extras.errors import UserError
 
@@ -105,7 +106,7 @@ class Engine:
         for i, sequence in enumerate(todo):
             sequence.forward_passes += 1
             if self._keeps_outputs:
-                _keep(sequence, output, i)
+                _remember(sequence, output, i)
         while todo:
             if self.spec.operator is not None and leave_dead_ends(self.spec, todo, output.logits_BV.shape[1], events):
                 todo, output = _back_at_kept_places(todo)
@@ -241,7 +242,7 @@ def stream(
             yield order[sequence.index], kind, value
 
 
-def _keep(sequence: Sequence, output: Output, row: int) -> None:
+def _remember(sequence: Sequence, output: Output, row: int) -> None:
     """Remember the output of the place that the sequence is at; only that of the newest places is."""
     here, outputs = len(sequence.tape.columns), sequence.outputs
     for other in [place for place in outputs if place > here or place <= here - REVISITED]:

@@ -82,7 +82,7 @@ class Settings:
     parameters: dict[str, Any] = field(default_factory=dict)
     generation: dict[str, Any] = field(default_factory=dict)
 
-    def choose(self, name: str | None) -> None:
+    def select_operator(self, name: str | None) -> None:
         """Another operator, with its defaults. Raises UserError for an unknown name."""
         if name is not None and name not in (known := operator_parameters()):
             raise UserError(f"operator {name!r} is unknown{did_you_mean(name, known)}")

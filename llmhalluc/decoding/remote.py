@@ -62,10 +62,9 @@ def decode_remote(
     if server.api == "openai" and server.model is None:
         listed = connect().ask("GET", "/v1/models").get("data") or []
         server = replace(server, model=next((entry["id"] for entry in listed), None))
-    sequences = [
-        Sequence.begin(spec, i, prompt, keys[i] if keys else None, limits[i] if limits else spec.options.max_new_tokens)
-        for i, prompt in enumerate(prompts)
-    ]
+    keys = keys or [str(i) for i in range(len(prompts))]
+    limits = limits or [spec.options.max_new_tokens] * len(prompts)
+    sequences = [Sequence.begin(spec, i, prompts[i], keys[i], limits[i]) for i in range(len(prompts))]
     traces: list[Trace] = [None] * len(prompts)  # type: ignore[list-item]  # each is set when its sequence ends
     with ThreadPoolExecutor(max(1, min(server.concurrency, len(prompts)))) as pool:
         jobs = {pool.submit(_complete, spec, server, connect(), sequence): sequence.index for sequence in sequences}

@@ -3,13 +3,14 @@
 Everything here is a pure function. Counts of tokens, erasures and cost read the trace; the rest reads text.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from functools import cache
 from math import sqrt
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
-from llmhalluc.backtrack import layout, replay
+from llmhalluc.backtrack import erasures
 from llmhalluc.prompts import math
 
 Z95 = NormalDist().inv_cdf(0.975)
@@ -61,22 +62,25 @@ def count(
     with the gold up to its depth; it is wrong when it differs from the gold token at its depth, or stands after a wrong
     one.
     """
-    ids, _ = spelled_out(completion_ids, backtrack_id, events)
-    kept = replay(ids, ERASE)
-    # Without a prompt, the position a `block` layout gives a token is the number of survivors before it.
-    depths = layout([], ids, ERASE, "block").position_ids
-    tokens = [i for i, token in enumerate(ids) if token != ERASE]
-    counts = Counts(len(completion_ids), len(kept), len(tokens) - len(kept))
+    erased = erasures(completion_ids, backtrack_id, events)
+    n_tokens = len(completion_ids) - list(completion_ids).count(backtrack_id)
+    counts = Counts(len(completion_ids), n_tokens - len(erased), len(erased))
     if gold_ids is None:
         return counts
-    survivors, right_at, wrong = set(kept), {-1: True}, []
-    for i in tokens:
-        depth = depths[i]
-        agrees = depth < len(gold_ids) and ids[i] == gold_ids[depth]
-        right_at[depth] = agrees and right_at[depth - 1]
-        if not right_at[depth]:
-            wrong.append(i)
-    return counts._replace(wrong=len(wrong), wrong_erased=sum(i not in survivors for i in wrong))
+    right, wrong = [True], set()  # whether the first so many survivors agree with the gold; tokens that do not
+    later = deque(erased)
+    for i, token in enumerate(completion_ids):
+        while later and later[0].at <= i:
+            later.popleft()
+            right.pop()
+        if token == backtrack_id:
+            continue
+        depth = len(right) - 1
+        agrees = depth < len(gold_ids) and token == gold_ids[depth]
+        right.append(agrees and right[-1])
+        if not right[-1]:
+            wrong.add(i)
+    return counts._replace(wrong=len(wrong), wrong_erased=sum(one.token in wrong for one in erased))
 
 
 def trace_metrics(traces: Sequence[Counts]) -> dict[str, float | None]:

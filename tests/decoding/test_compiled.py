@@ -8,9 +8,9 @@ import torch
 from torch._dynamo.utils import counters
 
 from llmhalluc.backtrack import CONTEXTS
-from llmhalluc.decoding.backend import SlotCache
 from llmhalluc.decoding.generator import Generator
 from llmhalluc.decoding.remote import Server, decode_remote
+from llmhalluc.decoding.slots import SlotCache
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.models.context import apply_context

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmhalluc.backtrack import CONTEXTS, apply_backtracking, inject_error, layout
-from llmhalluc.decoding import backend
+from llmhalluc.decoding import slots
 from llmhalluc.decoding.backend import TorchBackend
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.gen_args import GenArguments
@@ -231,7 +231,7 @@ def test_layers_that_keep_more_than_keys_and_values_are_refused():
 
 
 def test_long_prompts_are_filled_in_chunks(monkeypatch):
-    monkeypatch.setattr(backend, "PREFILL_TOKENS", 16)
+    monkeypatch.setattr(slots, "PREFILL_TOKENS", 16)
     model, rng = tiny_model("qwen3"), random.Random(3)
     prompts = [[rng.randrange(4, 60) for _ in range(n)] for n in (50, 3, 33, 1, 17, 16)]
     run = dict(eos_ids=[EOS], backtrack_id=BT, context="soft")
