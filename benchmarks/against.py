@@ -2,7 +2,7 @@
 
 Prints for each line the ratio of medians (above 1 this checkout is faster) and of single rounds. The work is that of
 each checkout's own benchmarks/decoding.py or benchmarks/grpo.py, whose interface has been the same since 809d677.
-Usage: python benchmarks/against.py decoding|grpo CHECKOUT [--rounds 5] [--batch N] [--only PART …]
+Usage: python benchmarks/against.py decoding|grpo CHECKOUT [--rounds 5] [--size N] [--only PART …]
 """
 
 import argparse
@@ -53,7 +53,7 @@ def serve(works: dict[str, Callable[[int], float]]) -> None:
         print(f"{MARK}{works[name](int(number))}", flush=True)
 
 
-def decoding_works(bench: Any, only: list[str], batch: int | None) -> dict[str, Callable[[int], float]]:
+def decoding_works(bench: Any, only: list[str], size: int | None) -> dict[str, Callable[[int], float]]:
     """Kept tokens a second of the lines of benchmarks/decoding.py, ours alone."""
     found = {}
 
@@ -62,20 +62,20 @@ def decoding_works(bench: Any, only: list[str], batch: int | None) -> dict[str, 
             call = second if "/ one row" in what or "/ one sequence" in what else first
             found[what.replace("decode / generate", "decode")] = lambda _: bench.rate(call)
 
-    recorder = Recorder(1, 64)
+    recorder = Recorder(1, size or 64)
     for part in only or ("plain", "ragged", "operator", "phrases", "single"):
         getattr(recorder, part)()
     return found
 
 
-def grpo_works(bench: Any, only: list[str], batch: int | None) -> dict[str, Callable[[int], float]]:
+def grpo_works(bench: Any, only: list[str], size: int | None) -> dict[str, Callable[[int], float]]:
     """Rollouts a second for the models of benchmarks/grpo.py."""
     configs = {"sudoku": (bench.SUDOKU, 512), "smollm2": (bench.SMOLLM2, 16)}
-    return {name: rollouts(bench, *configs[name], batch) for name in only or configs}
+    return {name: rollouts(bench, *configs[name], size) for name in only or configs}
 
 
-def rollouts(bench: Any, config: dict[str, Any], usual: int, batch: int | None) -> Callable[[int], float]:
-    config = config | {"train": config["train"] | {"per_device_train_batch_size": batch or usual}}
+def rollouts(bench: Any, config: dict[str, Any], usual: int, size: int | None) -> Callable[[int], float]:
+    config = config | {"train": config["train"] | {"per_device_train_batch_size": size or usual}}
     folder = tempfile.mkdtemp()
     run = (
         bench.Rollouts(config, folder, 1).run
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("kind", choices=WORKS)
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch", type=int)
+    parser.add_argument("--size", type=int, help="new tokens (decoding, 64), rollouts a round (grpo)")
     parser.add_argument("--only", nargs="+", default=[])
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -111,8 +111,8 @@ def main() -> None:
         spec = importlib.util.spec_from_file_location("bench", arguments.checkout / f"benchmarks/{arguments.kind}.py")
         bench = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(bench)
-        return serve(WORKS[arguments.kind](bench, arguments.only, arguments.batch))
-    more = ["--batch", str(arguments.batch)] if arguments.batch else []
+        return serve(WORKS[arguments.kind](bench, arguments.only, arguments.size))
+    more = ["--size", str(arguments.size)] if arguments.size else []
     more += ["--only", *arguments.only] if arguments.only else []
     ours, theirs = (Worker(arguments.kind, path, more) for path in (HERE, arguments.checkout.resolve()))
     for name, other in zip(ours.names, theirs.names, strict=True):

@@ -76,7 +76,7 @@ class Bench:
         return sum(len(trace.surviving_ids) for trace in traces)
 
     def compare(self, what: str, first, second) -> None:
-        """Print tokens a second of `first` over `second`, calls that answer their kept tokens."""
+        """Print tokens a second of `first` over `second`, calls that return their kept tokens."""
         first(), second()
         rates = [(rate(first), rate(second)) for _ in range(self.rounds)]
         ratio = statistics.median(a for a, _ in rates) / statistics.median(b for _, b in rates)
@@ -209,7 +209,10 @@ def main() -> None:
     if arguments.against:
         command = [sys.executable, str(Path(__file__).with_name("against.py")), "decoding", arguments.against]
         timed = [part for part in arguments.only if part not in ("overhead", "memory")]
-        return subprocess.run([*command, "--rounds", str(arguments.rounds), "--only", *timed], check=True)
+        return subprocess.run(
+            [*command, "--rounds", str(arguments.rounds), "--size", str(arguments.new_tokens), "--only", *timed],
+            check=True,
+        )
     model = model_section(arguments.model) if arguments.model else SMOLLM2
     bench = Bench(arguments.rounds, arguments.new_tokens, model, arguments.device)
     if arguments.compile:

@@ -113,7 +113,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.against:
         against = [sys.executable, str(Path(__file__).with_name("against.py")), "grpo", arguments.against]
-        batch = ["--batch", str(arguments.batch)] if arguments.batch else []
+        batch = ["--size", str(arguments.batch)] if arguments.batch else []
         return subprocess.call([*against, "--rounds", str(arguments.rounds), *batch, "--only", *arguments.only])
     torch.set_num_threads(arguments.threads)
     disable_progress_bar()

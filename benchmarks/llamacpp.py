@@ -31,10 +31,10 @@ TEXTS = (
 
 
 def timed(call):
-    """(seconds, answer) of one call."""
+    """(seconds, result) of one call."""
     start = time.perf_counter()
-    answer = call()
-    return time.perf_counter() - start, answer
+    result = call()
+    return time.perf_counter() - start, result
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--context", choices=CONTEXTS, help="what the model sees of erased text (default: as trained)")
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument("--raw", action="store_true", help="no chat template: the line you type is the prompt")
-    parser.add_argument("-v", "--verbose", action="store_true", help="tell about loading and about every erasure")
+    parser.add_argument("-v", "--verbose", action="store_true", help="report on loading and on every erasure")
     return parser.parse_args(argv)
 
 
@@ -151,7 +151,7 @@ class Session:
                     console.print(f"error: {sentence}", style="red")
 
     def command(self, line: str) -> str | None:
-        """Do it and answer what to print; None is /quit. Raises UserError for an unknown one."""
+        """Do it and return what to print; None is /quit. Raises UserError for an unknown one."""
         try:
             name, *words = shlex.split(line)
         except ValueError as error:

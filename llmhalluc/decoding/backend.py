@@ -3,6 +3,7 @@
 Shapes: B sequences, V vocabulary.
 """
 
+from collections import Counter
 from typing import Any, Protocol
 
 import torch
@@ -42,7 +43,9 @@ class Backend(Protocol):
     most_slots: int | None
     eos_ids: list[int]
     backtrack: dict[str, Any] | None
-    forward_tokens: int
+
+    @property
+    def forward_tokens(self) -> int: ...
 
     @property
     def device(self) -> torch.device: ...
@@ -62,7 +65,7 @@ class TorchBackend:
 
     def __init__(self, model: PreTrainedModel):
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.forward_tokens = 0
+        self.tally: Counter[str] = Counter()
         self.name = self.model.config.model_type
         self.window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         self.backtrack = getattr(self.model.config, "backtrack", None)
@@ -79,13 +82,14 @@ class TorchBackend:
 
     def open(self, compiled: bool) -> TorchSlots:
         if not compiled:
-            return TorchSlots(self.model, self._count)
+            return TorchSlots(self.model, self.tally)
         from llmhalluc.decoding.compiled import CompiledSlots  # torch's compiler takes a while to import
 
-        return CompiledSlots(self.model, self._count)
+        return CompiledSlots(self.model, self.tally)
 
-    def _count(self, tokens: int) -> None:
-        self.forward_tokens += tokens
+    @property
+    def forward_tokens(self) -> int:
+        return self.tally["tokens"]
 
 
 def backend_of(model: Any) -> Backend:

@@ -126,7 +126,7 @@ class Replace:
         return None
 
     def _instead(self, sequence: Sequence, place: int, text: str) -> Erase:
-        """Erase from `place` on and write ids that add exactly `text`; the tokenizer's own where no way of ours does.
+        """Erase from `place` on and write ids that add exactly `text`; the tokenizer's own where no other way does.
 
         A tokenizer that puts a space before all it encodes is asked about a text inside a line and without its space.
         """
@@ -145,7 +145,7 @@ class _Entry(NamedTuple):
     anchor: int  # where decoding begins, for the group to stand in a text
     open: bool  # the group ends within a character
     state: int  # of the automaton, behind the last group that is not open
-    writes: int  # replacements of ours so far
+    writes: int  # our replacements so far
 
 
 class Reader:

@@ -214,7 +214,7 @@ def _openai_body(request: _Request) -> dict[str, Any]:
         "stop_token_ids": request.ends, "logprobs": 1, "return_token_ids": True, "return_tokens_as_token_ids": True,
     }  # fmt: skip
     if options.stop:
-        body["stop"] = options.stop  # within one request everything survives, so this stops no text that goes on
+        body["stop"] = options.stop  # within one request everything survives, so this stops no text too early
     if request.bias:
         body["logit_bias"] = {str(token): max(-100.0, min(100.0, value)) for token, value in request.bias.items()}
     return body

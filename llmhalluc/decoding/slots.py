@@ -5,6 +5,7 @@ W columns that the longest sequence fills.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -20,10 +21,10 @@ GROWTH = 64  # columns are added in steps of this, and of an eighth of what is t
 
 
 class TorchSlots:
-    """A model and its cache; `count` is told of every token fed."""
+    """A model and its cache; `tally["tokens"]` counts the tokens fed."""
 
-    def __init__(self, model: PreTrainedModel, count: Callable[[int], None], fixed: bool = False):
-        self.model, self.count, self.masks = model, count, mask_maker(model)
+    def __init__(self, model: PreTrainedModel, tally: Counter[str], fixed: bool = False):
+        self.model, self.tally, self.masks = model, tally, mask_maker(model)
         self.cache = SlotCache(fixed)
 
     def reserve(self, slots: int) -> None:
@@ -37,7 +38,7 @@ class TorchSlots:
     def fill(self, first: int, start: int, ids: list[list[int]]) -> None:
         """Prompts are padded on the right, where causality hides the padding, and need neither a mask nor logits."""
         done = 0
-        self.count(sum(map(len, ids)))
+        self.tally["tokens"] += sum(map(len, ids))
         while done < len(ids):
             longest = len(ids[done])  # they come sorted, the longest first
             group = ids[done : done + max(1, PREFILL_TOKENS // max(1, longest))]
@@ -53,7 +54,7 @@ class TorchSlots:
         self.model.base_model(input_ids=ids_BT, position_ids=positions, past_key_values=self.cache, use_cache=True)
 
     def step(self, feeds: list[tuple[int, int]], layers: tuple[str, ...]) -> Output:
-        self.count(len(feeds))
+        self.tally["tokens"] += len(feeds)
         if layers:
             from llmhalluc.decoding.hidden import hidden_states  # few ask
 

@@ -1,7 +1,9 @@
 """Sequences that enter at any time, fork and leave: each gives what it gives alone, and no prefix is computed twice."""
 
 import random
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from llmhalluc.decoding.operators import Chain, NGramOverlap, ProbabilityThresho
 from llmhalluc.decoding.phrases import BannedPhrases, Replace
 from llmhalluc.decoding.sampling import sample
 from llmhalluc.decoding.sequence import Spec
+from llmhalluc.extras.constant import PACKAGE
 from llmhalluc.hparams.gen_args import GenArguments
 from tests.decoding.bpe import byte_tokenizer
 from tests.decoding.operating import decode, some_prompts
@@ -178,3 +181,22 @@ def test_slots_grow_and_close_their_gaps():
         engine.fork(root)
     with pytest.raises(ValueError, match="sequence 0 is not in the engine"):
         engine.drop(root)
+
+
+def test_a_step_goes_through_five_files():
+    engine = Engine(TorchBackend(tiny_model("llama")), Spec(GenArguments(temperature=1.0), [EOS], BT, "block"))
+    for prompt in ([5, 6, 7], [5]):
+        engine.add(prompt)
+    engine.step()
+    files = set()
+
+    def note(frame, event, _):
+        if event == "call" and str(PACKAGE) in frame.f_code.co_filename:
+            files.add(Path(frame.f_code.co_filename).name)
+
+    sys.setprofile(note)
+    try:
+        engine.step()
+    finally:
+        sys.setprofile(None)
+    assert files == {"engine.py", "slots.py", "sampling.py", "sequence.py", "backtrack.py"}
