@@ -14,7 +14,7 @@ import pytest
 from llmhalluc.extras.constant import PACKAGE, REPOSITORY
 
 RUNS = sorted(PACKAGE.glob("run_*.py"))
-EVALUATION = ("models", "data", "decoding", "eval", "exp", "benchmark")
+EVALUATION = ("models", "data", "decoding", "eval", "report", "exp", "benchmark")
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)

@@ -5,30 +5,30 @@ from typing import Any
 import optuna
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 from optuna.distributions import CategoricalDistribution
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
 from llmhalluc.benchmark.study import finished, winner
-from llmhalluc.exp.pictures import INK, PALETTE, STYLE, inline_svg
+from llmhalluc.report.pictures import INK, PALETTE, STYLE, inline_svg, label_log_scale
 
 OURS, BEST, PLAIN = PALETTE[0], PALETTE[1], PALETTE[2]
 SIZE = (6.4, 3.9)
 
 
-def draw(study: optuna.Study, baseline: dict[str, Any] | None) -> dict[str, tuple[str, str]]:
-    """Name -> (SVG, what it shows); `baseline` is the summary of plain decoding on the tuning split."""
+def draw(study: optuna.Study, baseline: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Pictures as SVG, each with what it shows; `baseline` is the summary of plain decoding on the tuning split."""
     trials, best = finished(study), winner(study)
     known = [trial for trial in trials if trial.state != TrialState.FAIL]
     with plt.rc_context(STYLE):
-        made = {"history": _history(trials, best, baseline), "cost": _cost(known, best, baseline)}
-        made |= {f"slice_{name}": _slice(known, name, best, baseline) for name in best.params}
+        made = [_history(trials, best, baseline), _cost(known, best, baseline)]
+        made += [_slice(known, name, best, baseline) for name in best.params]
         if max(len(trial.intermediate_values) for trial in known) > 1:
-            made["parts"] = _parts(trials, best)
+            made.append(_parts(trials, best))
         if importances := _importances(study):
-            made["importance"] = _bars(importances)
-        drawn = {name: (inline_svg(figure), caption) for name, (figure, caption) in made.items()}
+            made.append(_bars(importances))
+        drawn = [(inline_svg(figure), caption) for figure, caption in made]
         plt.close("all")
     return drawn
 
@@ -63,9 +63,7 @@ def _slice(trials: list[FrozenTrial], name: str, best: FrozenTrial, baseline: di
         axis.set_xticks(range(len(choices)), [str(choice) for choice in choices])
     elif distribution.log:
         axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_locator(NullLocator())
+        label_log_scale(axis.xaxis)
     elif all(isinstance(trial.params[name], int) for trial in trials):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _plain(axis, baseline)
@@ -89,14 +87,12 @@ def _cost(trials: list[FrozenTrial], best: FrozenTrial, baseline: dict | None) -
 def _parts(trials: list[FrozenTrial], best: FrozenTrial) -> tuple[Figure, str]:
     figure, axis = _axis("parts of the tuning documents decoded", "accuracy so far, %")
     for i, trial in enumerate(trials):
-        points = sorted(trial.intermediate_values.items())
+        look = {"color": OURS, "alpha": 0.4, "zorder": 2, "label": "others"}
+        if trial.number == best.number:
+            look = {"color": BEST, "zorder": 3, "label": f"best (trial {i + 1})"}
+        points = [(at, 100 * value) for at, value in sorted(trial.intermediate_values.items())]
         if points:
-            is_best = trial.number == best.number
-            axis.plot(
-                [at for at, _ in points], [100 * value for _, value in points], marker="o", markersize=4,
-                color=BEST if is_best else OURS, alpha=1.0 if is_best else 0.4, zorder=3 if is_best else 2,
-                label=f"best (trial {i + 1})" if is_best else "others",
-            )  # fmt: skip
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=4, **look)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _legend(figure, axis)
     return figure, "Accuracy while a trial runs; a line that ends early was pruned."

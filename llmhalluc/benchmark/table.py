@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llmhalluc.report.tables import aligned, verdict
+
 COLUMNS = {
     "n": "n", "accuracy": "accuracy", "accuracy_low": "low", "accuracy_high": "high",
     "erasures_per_sample": "erasures", "emitted_per_kept": "emitted/kept",
@@ -90,18 +92,17 @@ def text(results: dict[str, Any]) -> str:
         note = settings(row["parameters"]) if "parameters" in row else ""
         note += {"pruned": " (pruned)", "failed": f" (failed: {row.get('reason')})"}.get(row["state"], "")
         lines.append((row["decoding"], row["split"].replace("_", " "), *shown, note))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    said = "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in lines)
+    said = "\n".join(line.rstrip() for line in aligned(lines, left=len(lines[0])))
     return said + (f"\n\n{sentence(results)}" if results["comparison"] else "")
 
 
 def sentence(results: dict[str, Any]) -> str:
     """The comparison on the held-out documents in words."""
     found = results["comparison"]
-    low, high = (100 * found[f"difference_{end}"] for end in ("low", "high"))
-    verdict = "is better than" if low > 0 else "is worse than" if high < 0 else "is not clearly apart from"
+    low, high = 100 * found["difference_low"], 100 * found["difference_high"]
+    _, verb = verdict(low, high)
     return (
-        f"On {found['n']} held-out documents the winner ({settings(results['winner']['parameters'])}) {verdict} plain "
+        f"On {found['n']} held-out documents the winner ({settings(results['winner']['parameters'])}) {verb} plain "
         f"decoding: {100 * found['difference']:+.1f} points (95% interval {low:+.1f} to {high:+.1f}) at "
         f"{found['forward_passes_over_baseline']:.2f} times its forward passes and "
         f"{found['seconds_over_baseline']:.2f} times its time."

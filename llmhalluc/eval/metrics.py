@@ -29,29 +29,6 @@ class Counts(NamedTuple):
     wrong_erased: int | None = None
 
 
-ERASE = -1  # stands for whatever erases a token, where a trace is spelled out
-
-
-def spelled_out(
-    completion_ids: Sequence[int], backtrack_id: int | None, events: Sequence[Any]
-) -> tuple[list[int], list[str | None]]:
-    """The trace with an ERASE for each BACKTRACK and for each token that an operator erased; and whose each one is.
-
-    `events` are a Trace's Erasures: those by the BACKTRACK itself stand in the trace already. The second list holds
-    "BACKTRACK" or the operator's name at an ERASE, None at a token.
-    """
-    ids: list[int] = []
-    names: list[str | None] = []
-    done = 0
-    for at, n, source in [*events, (len(completion_ids), 0, "")]:
-        if source != "BACKTRACK":
-            stretch = completion_ids[done:at]
-            ids += [ERASE if token == backtrack_id else token for token in stretch] + [ERASE] * n
-            names += ["BACKTRACK" if token == backtrack_id else None for token in stretch] + [source] * n
-            done = at
-    return ids, names
-
-
 def count(
     completion_ids: Sequence[int], backtrack_id: int | None, gold_ids: Sequence[int] | None = None,
     events: Sequence[Any] = (),

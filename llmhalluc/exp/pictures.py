@@ -1,23 +1,16 @@
 """The pictures of an experiment: accuracy against tokens emitted, loss curves; PNG files and inline SVG."""
 
-import io
 import json
-import re
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 
 from llmhalluc.exp.results import label
+from llmhalluc.report.pictures import INK, PALETTE, STYLE, inline_svg, label_log_scale
 
-# Okabe & Ito's palette, told apart with any colour vision, without black and yellow, which would vanish on some page;
-# and three more for those who compare many arms.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888", "#8C4F2B", "#6A5ACD", "#A8B400")
 # What is drawn of a stage's training: the value in train.json, the label and the scale of its axis.
 CURVES = {
     "sft": ("loss", "training loss", "log"),
@@ -25,12 +18,8 @@ CURVES = {
     "grpo": ("reward", "mean reward of a rollout", "linear"),
 }
 MARKERS, LINES = "osD^vPX*", ("-", "--", ":", "-.")
-INK = "#707172"  # readable on white and on black; in the page it gives way to the text's colour
-STYLE = {
-    "svg.fonttype": "path", "svg.hashsalt": "llmhalluc", "font.size": 11, "legend.frameon": False,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "grid.color": INK,
-    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
-}  # fmt: skip
+PANEL = (7.2, 4.4)  # inches
+Row = dict[str, Any]
 
 
 def draw(results: dict[str, Any], folders: dict[str, Path], stages: dict[str, str], folder: Path) -> dict[str, str]:
@@ -41,33 +30,29 @@ def draw(results: dict[str, Any], folders: dict[str, Path], stages: dict[str, st
     curves = {name: json.loads((cell / "train" / "train.json").read_text())["loss"] for name, cell in folders.items()}
     drawn = {}
     with plt.rc_context(STYLE):
-        for name, figure in (
-            ("accuracy", accuracy(results["rows"])),
-            ("loss", loss(results["rows"], curves, stages)),
-        ):
+        figures = {"accuracy": accuracy(results["rows"]), "loss": loss(results["rows"], curves, stages)}
+        for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png", dpi=150, facecolor="white", bbox_inches="tight")
             drawn[name] = inline_svg(figure)
             plt.close(figure)
     return drawn
 
 
-def accuracy(rows: list[dict[str, Any]]) -> Figure:
+def accuracy(rows: list[Row]) -> Figure:
     """A panel a task; a point an arm and variant, with the 95% intervals of both axes."""
     rows = [row for row in rows if row["level"] == "arm"]
-    tasks, variants = (list(dict.fromkeys(row[key] for row in rows)) for key in ("task", "variant"))
-    names = list(dict.fromkeys(map(_name, rows)))
-    figure, axes = plt.subplots(1, len(tasks), figsize=(7.2 * len(tasks), 4.4), squeeze=False, layout="constrained")
-    for axis, task in zip(axes[0], tasks, strict=True):
-        for row in (row for row in rows if row["task"] == task):
-            x, y = (
-                [scale * row[key] for key in (name, f"{name}_low", f"{name}_high")]
-                for name, scale in (("emitted_per_sample", 1), ("accuracy", 100))
-            )
-            axis.errorbar(
-                x[0], y[0], xerr=[[x[0] - x[1]], [x[2] - x[0]]], yerr=[[y[0] - y[1]], [y[2] - y[0]]],
-                color=_color(names.index(_name(row))), marker=_marker(variants.index(row["variant"])),
-                markersize=8, markeredgecolor="white", elinewidth=1.4, linestyle="none",
-            )  # fmt: skip
+    names, tasks, variants = _names(rows), _each(rows, "task"), _each(rows, "variant")
+    figure, axes = _panels(len(tasks))
+    for axis, task in zip(axes, tasks, strict=True):
+        for row in rows:
+            if row["task"] == task:
+                x, left, right = _around(row, "emitted_per_sample", 1)
+                y, down, up = _around(row, "accuracy", 100)
+                axis.errorbar(
+                    x, y, xerr=[[left], [right]], yerr=[[down], [up]], color=_color(names.index(_name(row))),
+                    marker=_marker(variants.index(row["variant"])), markersize=8, markeredgecolor="white",
+                    elinewidth=1.4, linestyle="none",
+                )  # fmt: skip
         axis.set(title=task if len(tasks) > 1 else "", xlabel="tokens emitted per sample, erased ones counted")
         axis.set_ylabel("accuracy, %")
         axis.margins(0.12)
@@ -77,50 +62,60 @@ def accuracy(rows: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def loss(rows: list[dict[str, Any]], curves: dict[str, list[dict[str, float]]], stages: dict[str, str]) -> Figure:
-    """A panel a stage, in it a line a cell against tokens seen; cells of one arm and point in one colour."""
+def loss(rows: list[Row], curves: dict[str, list[dict[str, float]]], stages: dict[str, str]) -> Figure:
+    """A panel a stage, in it a line a cell against tokens seen; cells of one arm and point in one colour.
+
+    A stage that is not in CURVES gets its loss drawn under its own name.
+    """
     rows = [row for row in rows if row["level"] == "cell"]
-    names = list(dict.fromkeys(_name(row) for row in rows))
-    panels = [stage for stage in CURVES if stage in stages.values()]
-    figure, axes = plt.subplots(1, len(panels), figsize=(7.2 * len(panels), 4.4), squeeze=False, layout="constrained")
-    for axis, stage in zip(axes[0], panels, strict=True):
-        value, what, scale = CURVES[stage]
+    names, panels = _names(rows), _in_order(stages)
+    figure, axes = _panels(len(panels))
+    for axis, stage in zip(axes, panels, strict=True):
+        value, what, scale = CURVES.get(stage, ("loss", f"{stage} loss", "linear"))
         for cell, name in {row["cell"]: _name(row) for row in rows if stages[row["cell"]] == stage}.items():
-            i, points = names.index(name), [entry for entry in curves[cell] if value in entry]
-            axis.plot(
-                [entry["tokens"] / 1e6 for entry in points], [entry[value] for entry in points],
-                color=_color(i), linestyle=LINES[i // len(PALETTE) % len(LINES)], linewidth=1.6, alpha=0.85,
-                marker="." if len(points) == 1 else "",
-            )  # fmt: skip
+            points = [(entry["tokens"] / 1e6, entry[value]) for entry in curves[cell] if value in entry]
+            marker = "." if len(points) == 1 else ""
+            axis.plot(*zip(*points, strict=True), **_line(names.index(name)), linewidth=1.6, alpha=0.85, marker=marker)
         axis.set(xlabel="tokens seen, millions", ylabel=what, yscale=scale)
         if scale == "log":
-            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.yaxis.set_major_formatter("{x:g}")
-            axis.yaxis.set_minor_locator(NullLocator())
-    lines = [
-        plt.Line2D([], [], color=_color(i), linestyle=LINES[i // len(PALETTE) % len(LINES)]) for i in range(len(names))
-    ]
+            label_log_scale(axis.yaxis)
+    lines = [plt.Line2D([], [], **_line(i)) for i in range(len(names))]
     figure.legend(lines, names, loc="outside lower center", ncols=3)
     return figure
 
 
-def inline_svg(figure: Figure) -> str:
-    """The figure as an `<svg>` element: no prologue, as wide as there is room, in the page's text colour."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
-    text = buffer.getvalue()
-    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(
-        r'(<svg[^>]*?) width="[^"]*"',
-        r"\1",
-        re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1),
-        count=1,
-    )
-    return re.sub(INK, "currentColor", text, flags=re.IGNORECASE)
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    figure, axes = plt.subplots(1, count, figsize=(PANEL[0] * count, PANEL[1]), squeeze=False, layout="constrained")
+    return figure, list(axes[0])
 
 
-def _name(row: dict[str, Any]) -> str:
+def _in_order(stages: dict[str, str]) -> list[str]:
+    """The stages in the order of CURVES, then those it does not know."""
+    known = [stage for stage in CURVES if stage in stages.values()]
+    return list(dict.fromkeys([*known, *stages.values()]))
+
+
+def _around(row: Row, name: str, scale: float) -> tuple[float, float, float]:
+    """A mean, and how far its interval reaches below and above it."""
+    mean, low, high = (scale * row[key] for key in (name, f"{name}_low", f"{name}_high"))
+    return mean, mean - low, high - mean
+
+
+def _each(rows: list[Row], key: str) -> list[str]:
+    return list(dict.fromkeys(row[key] for row in rows))
+
+
+def _names(rows: list[Row]) -> list[str]:
+    return list(dict.fromkeys(map(_name, rows)))
+
+
+def _name(row: Row) -> str:
     return label(row["arm"], row["point"])
+
+
+def _line(i: int) -> dict[str, Any]:
+    """Colour and stroke of the i-th name: with more names than colours the stroke changes."""
+    return {"color": _color(i), "linestyle": LINES[i // len(PALETTE) % len(LINES)]}
 
 
 def _color(i: int) -> str:

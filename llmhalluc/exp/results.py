@@ -9,7 +9,7 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from llmhalluc.exp import stats
 from llmhalluc.exp.grid import Cell, cell_name
 from llmhalluc.extras.run_folder import write_json
 from llmhalluc.hparams.exp_args import ExpArguments
+from llmhalluc.report.tables import aligned
 
 METRICS = (
     "erasures_per_sample",
@@ -28,8 +29,9 @@ METRICS = (
     "backtrack_recall",
 )
 TRAINING = ("tokens", "steps", "seconds")
-CHAIN = ("tokens", "seconds")  # also of a cell and all cells that it builds on
-AGAINST = "points against"
+CHAIN = ("chain_tokens", "chain_seconds")  # of a cell and all cells that it builds on
+AGAINST = "points against"  # headings of columns that not every table has
+TOKENS, WITH_STARTS, SECONDS = ("training", "tokens"), ("with its", "starts"), ("seconds", "of these")
 Row = dict[str, Any]
 
 
@@ -49,7 +51,7 @@ def sheets(cell: Cell, folder: Path) -> list[Sheet]:
     """One sheet a variant and task of a finished cell; a task without a 0/1 score has none."""
     training, made = spent(folder), []
     line = [training, *(spent(folder.with_name(name)) for name in cell.line)]
-    training |= {f"chain_{name}": sum(part[name] for part in line) for name in CHAIN}
+    training |= {name: sum(part[name.removeprefix("chain_")] for part in line) for name in CHAIN}
     for variant, tasks in json.loads((folder / "eval" / "results.json").read_text())["results"].items():
         for task, metrics in tasks.items():
             correct, emitted = {}, {}
@@ -86,33 +88,38 @@ def baseline_of(cells: list[Cell], exp: ExpArguments) -> Callable[[Cell], tuple[
 
 def rows(made: list[Sheet], baseline: Callable[[Cell], tuple[str, dict]], resamples: int) -> list[Row]:
     """Rows of the level `arm`, then of the level `cell`, both in the order of the sheets."""
+    by_arm: dict[str, list[Sheet]] = {}
+    by_cell: dict[str, list[Sheet]] = {}
+    for sheet in made:
+        by_arm.setdefault(_key(sheet, (sheet.cell.arm, point(sheet.cell))), []).append(sheet)
+        by_cell.setdefault(_key(sheet, sheet.cell.name), []).append(sheet)
     found = []
-    for level in ("arm", "cell"):
-        groups: dict[str, list[Sheet]] = {}
-        for sheet in made:
-            place = [sheet.cell.arm, point(sheet.cell)] if level == "arm" else sheet.cell.name
-            groups.setdefault(json.dumps([place, sheet.variant, sheet.task]), []).append(sheet)
+    for level, groups in (("arm", by_arm), ("cell", by_cell)):
         for group in groups.values():
-            target, first = baseline(group[0].cell), group[0]
-            others = [] if target == (first.cell.arm, point(first.cell)) else [
-                other for other in made
-                if (other.cell.arm, point(other.cell)) == target and other[1:3] == first[1:3]
-            ]  # fmt: skip
-            found.append(_row(level, group, others, resamples))
+            first, place = group[0], baseline(group[0].cell)
+            others = by_arm.get(_key(first, place), [])
+            same = place == (first.cell.arm, point(first.cell))
+            found.append(_row(level, group, [] if same else others, resamples))
     return found
+
+
+def _key(sheet: Sheet, place: Any) -> str:
+    """Equal for sheets of one place (an arm and its point, or a cell), variant and task."""
+    return json.dumps([place, sheet.variant, sheet.task])
 
 
 def write(results: dict[str, Any], folder: Path) -> None:
     """Write results.json and results.csv, a line a row, a column a key of the grid."""
     write_json(folder / "results.json", results)
-    flat = [
-        {key: value for key, value in row.items() if key not in ("point", "metrics")} | row["point"]
-        for row in results["rows"]
-    ]
+    lines = []
+    for row in results["rows"]:
+        line = row | row["point"]
+        del line["point"], line["metrics"]
+        lines.append(line)
     with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in flat for key in row)))
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for line in lines for key in line)))
         writer.writeheader()
-        writer.writerows(flat)
+        writer.writerows(lines)
 
 
 def point(cell: Cell) -> dict[str, Any]:
@@ -134,40 +141,43 @@ def in_order(results: dict[str, Any], level: str) -> list[Row]:
 
 def columns(found: list[Row], baseline: str) -> dict[tuple[str, str], list[str]]:
     """The table's columns: a heading in two lines, then a text a row; empty columns are left out."""
-    several_tasks, chains = len({row["task"] for row in found}) > 1, has_chains(found)
-    unequal = chains or trained_on(found) is None
-    made = {
-        ("", "arm"): [label(row["arm"], row["point"]) for row in found],
-        ("", "task"): [row["task"] if several_tasks else "" for row in found],
-        ("", "variant"): [row["variant"] for row in found],
-        ("", "accuracy, %"): [_percent(row, "accuracy", "") for row in found],
-        (AGAINST, baseline): [_percent(row, "difference", "+") for row in found],
-        ("erasures", "a sample"): [_number(row["erasures_per_sample"], "{:.2f}") for row in found],
-        ("% with an", "erasure"): [_number(row["samples_with_erasure"], "{:.1%}")[:-1] for row in found],
-        ("emitted", "per kept"): [_number(row["emitted_per_kept"], "{:.2f}") for row in found],
-        ("BACKTRACK", "precision"): [_number(row["backtrack_precision"], "{:.2f}") for row in found],
-        ("", "recall"): [_number(row["backtrack_recall"], "{:.2f}") for row in found],
-        ("training", "tokens"): [_tokens(row["train_tokens"]) if unequal else "" for row in found],
-        ("with its", "starts"): [_tokens(_all_tokens(row)) if chains else "" for row in found],
-        ("seconds", "of these"): [_number(row["chain_seconds"], "{:.0f}") if chains else "" for row in found],
+    texts, left_out = [_texts(row, baseline) for row in found], set()
+    if len({row["task"] for row in found}) == 1:
+        left_out.add(("", "task"))
+    if not has_chains(found):
+        left_out |= {WITH_STARTS, SECONDS}
+        if trained_on(found):
+            left_out.add(TOKENS)
+    made = {heading: [text[heading] for text in texts] for heading in texts[0] if heading not in left_out}
+    return {heading: column for heading, column in made.items() if any(column)}
+
+
+def _texts(row: Row, baseline: str) -> dict[tuple[str, str], str]:
+    """A row's text under every heading."""
+    return {
+        ("", "arm"): label(row["arm"], row["point"]),
+        ("", "task"): row["task"],
+        ("", "variant"): row["variant"],
+        ("", "accuracy, %"): _percent(row, "accuracy"),
+        (AGAINST, baseline): _percent(row, "difference", "+"),
+        ("erasures", "a sample"): _number(row["erasures_per_sample"], "{:.2f}"),
+        ("% with an", "erasure"): _number(row["samples_with_erasure"], "{:.1%}").removesuffix("%"),
+        ("emitted", "per kept"): _number(row["emitted_per_kept"], "{:.2f}"),
+        ("BACKTRACK", "precision"): _number(row["backtrack_precision"], "{:.2f}"),
+        ("", "recall"): _number(row["backtrack_recall"], "{:.2f}"),
+        TOKENS: _millions(row["train_tokens"]),
+        WITH_STARTS: _millions(_all_tokens(row)),
+        SECONDS: _number(row.get("chain_seconds"), "{:.0f}"),
     }
-    return {heading: texts for heading, texts in made.items() if any(texts)}
 
 
 def table(results: dict[str, Any], level: str = "arm") -> str:
     """The rows of a level as aligned plain text under what was measured."""
     made = columns(in_order(results, level), results["baseline"])
-    lines = list(zip(*([*heading, *texts] for heading, texts in made.items()), strict=True))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = [
-        "  ".join(
-            text.ljust(width) if i < 3 else text.rjust(width)
-            for i, (text, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
-    aligned.insert(2, "─" * sum(widths, 2 * len(widths) - 2))
-    return "\n".join([results["name"], *notes(results), "", *(line.rstrip() for line in aligned)])
+    texts = [(*heading, *column) for heading, column in made.items()]
+    lines = aligned(list(zip(*texts, strict=True)), left=3)
+    lines.insert(2, "─" * len(lines[0]))
+    return "\n".join([results["name"], *notes(results), "", *(line.rstrip() for line in lines)])
 
 
 def notes(results: dict[str, Any]) -> list[str]:
@@ -200,7 +210,7 @@ def notes(results: dict[str, Any]) -> list[str]:
 def trained_on(found: list[Row]) -> str | None:
     """The number of training tokens of the whole chain, where that of all rows is the same to within 1%."""
     numbers = sorted(found, key=_all_tokens)
-    return _tokens(_all_tokens(numbers[0])) if _all_tokens(numbers[-1]) <= 1.01 * _all_tokens(numbers[0]) else None
+    return _millions(_all_tokens(numbers[0])) if _all_tokens(numbers[-1]) <= 1.01 * _all_tokens(numbers[0]) else None
 
 
 def has_chains(found: list[Row]) -> bool:
@@ -212,23 +222,23 @@ def _all_tokens(row: Row) -> float:
     return row.get("chain_tokens", row["train_tokens"])  # tables from before there were chains have none
 
 
-def _tokens(number: float) -> str:
+def _millions(number: float) -> str:
     return f"{number / 1e6:.3g}M"
 
 
 def _row(level: str, group: list[Sheet], others: list[Sheet], resamples: int) -> Row:
-    first, by_seed = group[0], {_seed(other): other for other in others}
-    problems = _shared(group)
-    accuracy, emitted = (
-        stats.interval([_values(values, problems) for values in part], resamples)
-        for part in ([sheet.correct for sheet in group], [sheet.emitted for sheet in group])
-    )
-    pairs = [(sheet, by_seed[_seed(sheet)]) for sheet in group if _seed(sheet) in by_seed]
-    paired = _shared([sheet for pair in pairs for sheet in pair])
-    gain = None
+    """A group of sheets as one row, compared with the sheets of the baseline."""
+    first, problems = group[0], _shared(group)
+    accuracy = stats.interval([_values(sheet.correct, problems) for sheet in group], resamples)
+    emitted = stats.interval([_values(sheet.emitted, problems) for sheet in group], resamples)
+    by_seed = {_seed(other): other for other in others}
+    ours = [sheet for sheet in group if _seed(sheet) in by_seed]
+    theirs = [by_seed[_seed(sheet)] for sheet in ours]
+    paired, gain = _shared([*ours, *theirs]), None
     if paired:
-        ours, theirs = ([_values(sheet.correct, paired) for sheet in side] for side in zip(*pairs, strict=True))
-        gain = stats.difference(ours, theirs, resamples)
+        correct = [_values(sheet.correct, paired) for sheet in [*ours, *theirs]]
+        gain = stats.difference(correct[: len(ours)], correct[len(ours) :], resamples)
+    metrics, training = [sheet.metrics for sheet in group], [sheet.training for sheet in group]
     return {
         "level": level,
         "cell": first.cell.name if level == "cell" else None,
@@ -240,14 +250,14 @@ def _row(level: str, group: list[Sheet], others: list[Sheet], resamples: int) ->
         "problems": len(problems),
         **_spread("accuracy", accuracy),
         **_spread("difference", gain),
-        "paired_seeds": len(pairs) if gain else None,
-        "paired_problems": len(paired) if gain else None,
+        "paired_seeds": len(ours) if paired else None,
+        "paired_problems": len(paired) or None,
         **_spread("emitted_per_sample", emitted),
-        **{name: _mean([sheet.metrics.get(name) for sheet in group]) for name in METRICS},
-        **{f"train_{name}": _mean([sheet.training[name] for sheet in group]) for name in TRAINING},
-        **{f"chain_{name}": _mean([sheet.training[f"chain_{name}"] for sheet in group]) for name in CHAIN},
-        "metrics": {name: _mean([sheet.metrics.get(name) for sheet in group]) for name in first.metrics},
-    }  # fmt: skip
+        **_means(metrics, METRICS),
+        **{f"train_{name}": mean for name, mean in _means(training, TRAINING).items()},
+        **_means(training, CHAIN),
+        "metrics": _means(metrics, first.metrics),
+    }
 
 
 def identity(sample: dict[str, Any]) -> str:
@@ -273,13 +283,16 @@ def _spread(name: str, interval: stats.Interval | None) -> dict[str, float | Non
     return dict(zip((name, f"{name}_low", f"{name}_high"), interval or (None, None, None), strict=True))
 
 
-def _mean(values: list[float | None]) -> float | None:
-    """The mean of the values there are."""
-    numbers = [value for value in values if value is not None]
-    return sum(numbers) / len(numbers) if numbers else None
+def _means(records: list[dict[str, float | None]], names: Iterable[str]) -> dict[str, float | None]:
+    """The mean of each name over the records that have a value for it, None where none has."""
+    made = {}
+    for name in names:
+        numbers = [record[name] for record in records if record.get(name) is not None]
+        made[name] = sum(numbers) / len(numbers) if numbers else None
+    return made
 
 
-def _percent(row: Row, name: str, sign: str) -> str:
+def _percent(row: Row, name: str, sign: str = "") -> str:
     mean, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
     return f"{100 * mean:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]" if mean is not None else ""
 

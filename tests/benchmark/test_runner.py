@@ -10,10 +10,10 @@ import pytest
 
 from llmhalluc import run_benchmark
 from llmhalluc.benchmark import config, measure, report, runner, study, table
-from llmhalluc.exp.page import STYLE
 from llmhalluc.extras.constant import REPOSITORY
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.yaml_files import to_yaml
+from llmhalluc.report.page import STYLE
 from tests.eval.models import save_sudoku_model
 
 
@@ -82,7 +82,7 @@ def test_the_winner_is_the_best_trial_and_the_first_trial_the_defaults(done):
 def test_the_report_is_one_file_and_escapes(done, model, tmp_path, capsys):
     page = (done[0] / "report.html").read_text()
     assert page.count("<svg") >= 4 and "<script" not in page and not re.search(r"<!--\w+-->", page)
-    assert "<del class='rule' title='erased by probability_threshold'>" in page and STYLE.read_text().rstrip() in page
+    assert '<del class="rule" title="erased by probability_threshold">' in page and STYLE.read_text().rstrip() in page
     assert "src=" not in page and "<link" not in page and "probability_threshold" in page
     evil = save_sudoku_model(tmp_path / "<b>model")
     raw = plain(evil, tmp_path / "run", operator_to_tune=None)
