@@ -22,7 +22,8 @@ from transformers import AutoTokenizer
 
 from llmhalluc.backtrack import apply_backtracking
 from llmhalluc.data.collator import Draw
-from llmhalluc.data.manager import CONVERTERS, TraceDataset
+from llmhalluc.data.manager import converter_class
+from llmhalluc.data.traces import TraceDataset
 from llmhalluc.extras.constant import BACKTRACK_TOKEN, REPOSITORY
 from llmhalluc.hparams.backtrack_args import BacktrackArguments
 from llmhalluc.hparams.data_args import DataArguments
@@ -63,7 +64,7 @@ def main() -> int:
         data = DataArguments(
             str(file), converter=name, template="math", prompt_column="question", completion_column="answer"
         )
-        converter = CONVERTERS[name](tokenizer, backtrack_id, data, section)
+        converter = converter_class(name)(tokenizer, backtrack_id, data, section)
         batches = [records[i : i + BATCH] for i in range(0, len(records), BATCH)]
         texts = [list(zip(*map(converter.texts, batch), strict=True)) for batch in batches]
 
@@ -73,7 +74,7 @@ def main() -> int:
                 tokenizer(list(answers), add_special_tokens=False)
 
         def encode(name=name, data=data, section=section, batches=batches):
-            fresh = CONVERTERS[name](tokenizer, backtrack_id, data, section)
+            fresh = converter_class(name)(tokenizer, backtrack_id, data, section)
             return TraceDataset(fresh, [item for batch in batches for item in fresh.encode_batch(batch)], 0)
 
         def draw(traces, epoch):

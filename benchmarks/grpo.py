@@ -31,7 +31,7 @@ SUDOKU: dict[str, Any] = {
     "model": {"from_config": {"model_type": "llama", "hidden_size": 64, "intermediate_size": 256,
                               "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 512},
               "tokenizer": "sudoku4"},
-    "data": {"dataset": "sudoku", "converter": "sudoku_backtrack", "sudoku_count": 500},
+    "data": {"dataset": "sudoku", "converter": "sudoku_backtrack", "task": {"count": 500}},
     "train": {"per_device_train_batch_size": 512, "num_generations": 8, "max_completion_length": 48},
 }  # fmt: skip
 SMOLLM2: dict[str, Any] = {

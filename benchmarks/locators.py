@@ -23,7 +23,8 @@ from random import Random
 from typing import Any
 
 from llmhalluc.extras.constant import REPOSITORY
-from llmhalluc.selfgen.locate import Chain, Estimate, arithmetic, departure, value
+from llmhalluc.selfgen.locate import Estimate, WrongSolution, arithmetic, departure, value
+from llmhalluc.tasks import TASKS
 
 Keys = list[Hashable | None]
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
@@ -195,10 +196,10 @@ SOLVERS: dict[str, Callable[[dict[str, Any]], tuple[Keys, Keys]] | None] = {
 }
 
 
-def chain_of(record: dict[str, Any], task: str) -> Chain:
+def chain_of(record: dict[str, Any], task: str) -> WrongSolution:
     """A record as the locators want it."""
     keys, *right = SOLVERS[task](record) if SOLVERS[task] else [[None] * len(record["steps"])]
-    return Chain(record["steps"], keys, right)
+    return WrongSolution(record["steps"], keys, right, TASKS["math"].is_false)
 
 
 @cache

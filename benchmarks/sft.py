@@ -24,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 from trl import SFTConfig, SFTTrainer
 
 from llmhalluc.data.collator import DrawSampler, TraceCollator
-from llmhalluc.data.manager import load_dataset
+from llmhalluc.data.manager import load_datasets
 from llmhalluc.extras.constant import REPOSITORY
 from llmhalluc.hparams.backtrack_args import BacktrackArguments
 from llmhalluc.hparams.data_args import DataArguments
@@ -72,7 +72,7 @@ def main() -> int:
     disable_progress_bar()
     model, tokenizer, backtrack_id, _ = load(SUDOKU if tiny else SMOLLM2, BACKTRACK)
     data = DataArguments(converter="sudoku_backtrack") if tiny else DATA
-    traces = load_dataset(data, BACKTRACK, tokenizer, backtrack_id, seed=0)
+    traces, _ = load_datasets(data, BACKTRACK, tokenizer, backtrack_id, seed=0)
     plain = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)  # no layout in its forward
     plain.load_state_dict(model.state_dict())
 

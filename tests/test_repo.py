@@ -30,7 +30,7 @@ LEVELS = {
     "decoding": 6, "train": 7, "eval": 7, "selfgen": 7, "chat": 7, "report": 7, "search": 7, "verify": 7,
     "interp": 8, "exp": 8, "benchmark": 9,
 }  # fmt: skip
-LIGHT = ("backtrack", "extras", "hparams", "prompts")
+LIGHT = ("backtrack", "extras", "hparams", "prompts", "tasks")
 
 
 def room(parts: tuple[str, ...] | list[str]) -> str:
@@ -153,7 +153,20 @@ def test_an_installed_package_carries_what_lies_beside_its_code():
 
 
 def test_packages_do_nothing_when_imported():
-    assert [path for path in MODULES if path.name == "__init__.py" and path.read_text(encoding="utf-8")] == []
+    filled = [path for path in MODULES if path.name == "__init__.py" and path.read_text(encoding="utf-8")]
+    assert filled == [PACKAGE / "tasks" / "__init__.py"]
+
+
+def test_the_registry_of_tasks_loads_no_task():
+    code = "import sys, llmhalluc.tasks; print(*sorted(name for name in sys.modules if 'llmhalluc.' in name))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(found.stdout.split()) == {"llmhalluc.tasks", "llmhalluc.tasks.base"}
+
+
+def test_nothing_outside_tasks_names_a_task():
+    for path in MODULES:
+        if room(path.relative_to(PACKAGE).parts) not in ("tasks", "exp"):
+            assert not re.search("sudoku|countdown|gsm8k", path.read_text(encoding="utf-8"), re.IGNORECASE), path
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

@@ -12,6 +12,7 @@ from typing import Any
 
 from llmhalluc.decoding.operators import OPERATORS, make_operator
 from llmhalluc.extras.errors import UserError
+from llmhalluc.extras.keys import value_at
 from llmhalluc.hparams import parser, yaml_files
 from llmhalluc.hparams.benchmark_args import (
     BenchmarkArguments,
@@ -21,6 +22,7 @@ from llmhalluc.hparams.benchmark_args import (
     ModelKwargs,
 )
 from llmhalluc.hparams.mapping import accepts, check_mapping, keys_of, make
+from llmhalluc.hparams.task_args import test_mistakes
 
 # Our sections, under the names of a benchmark's.
 KINDS: dict[str, Any] = {"model": ModelKwargs, "gen": Generation, "eval": EvaluationArguments}
@@ -119,6 +121,7 @@ def _key_problems(given: dict[str, Any]) -> Iterator[str]:
     for section in SECTIONS:
         problems += check_mapping(section, given[section], KEYS[section], names)
     yield from (sentence for _, sentence in problems)
+    yield from test_mistakes("evaluation.task_options", value_at(given, "evaluation.task_options"))
 
 
 def _operator_problems(given: dict[str, Any]) -> Iterator[str]:

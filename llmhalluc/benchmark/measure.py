@@ -11,8 +11,9 @@ from llmhalluc.eval.runner import check_chat_template, leaves, records, run_harn
 from llmhalluc.eval.tasks import load_tasks
 from llmhalluc.eval.variants import Variant
 from llmhalluc.extras.errors import UserError
+from llmhalluc.hparams.data_args import DataArguments
+from llmhalluc.hparams.task_args import test_options
 
-SUDOKU_TEST_PERCENT = 20  # of all grids, as in training by default
 COSTS = ("erasures_per_sample", "samples_with_erasure", "emitted_per_sample", "emitted_per_kept")
 Documents = dict[str, list[int]]  # task -> numbers of its documents, ascending
 
@@ -49,7 +50,8 @@ class Session:
 
     def __init__(self, benchmark: Benchmark):
         self.benchmark = benchmark
-        self.manager, tasks = load_tasks(benchmark.config.eval, SUDOKU_TEST_PERCENT)
+        options = test_options(benchmark.config.eval, DataArguments())
+        self.manager, tasks = load_tasks(benchmark.config.eval, options)
         self.tasks = leaves(tasks)
         tunes = benchmark.top.operator_to_tune is not None
         tune, held_out = {}, {}

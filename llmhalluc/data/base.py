@@ -1,4 +1,4 @@
-"""DatasetConverter: a record becomes ids once (`encode`), and each draw makes a trace of them (`draw`)."""
+"""BacktrackDatasetConverter: a record becomes ids once (`encode`), and each draw makes a trace of them (`draw`)."""
 
 from collections.abc import Sequence
 from random import Random
@@ -14,7 +14,7 @@ from llmhalluc.hparams.data_args import DataArguments, refuse_evaluation_split
 Ids = list[int]
 
 
-class DatasetConverter:
+class BacktrackDatasetConverter:
     """A converter says what a record's `texts` are and, if it puts errors in, how it would `corrupt` its ids.
 
     With `training` (the default) an evaluation split is refused with a UserError, as is a corrupting converter
@@ -35,7 +35,7 @@ class DatasetConverter:
             refuse_evaluation_split(data.dataset, data.split)
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no eos token to end an answer with: name another model.tokenizer")
-        if training and backtrack_id is None and type(self).corrupt is not DatasetConverter.corrupt:
+        if training and backtrack_id is None and type(self).corrupt is not BacktrackDatasetConverter.corrupt:
             raise UserError(
                 f"data.converter {data.converter} erases errors, which needs a BACKTRACK: set backtrack.token"
             )
@@ -62,7 +62,7 @@ class DatasetConverter:
         """
         prompts, answers = zip(*map(self.texts, records), strict=True)
         prompt_ids = encode_prompts(self.tokenizer, prompts, self.data.apply_chat_template)
-        answer_ids, encodings = tokenise(self.tokenizer, answers, special_tokens=False, offsets=self.offsets)
+        answer_ids, encodings = self.answer_ids(records, answers)
         encoded = []
         for record, answer, prompt, ids, encoding in zip(
             records, answers, prompt_ids, answer_ids, encodings, strict=True
@@ -78,6 +78,15 @@ class DatasetConverter:
             details = self.details(record, answer, encoding)
             encoded.append({"prompt_ids": prompt, "completion_ids": ids} | details)
         return encoded
+
+    def answer_ids(
+        self, records: Sequence[dict[str, Any]], answers: Sequence[str]
+    ) -> tuple[list[Ids], Sequence[Encoding | None]]:
+        """Return the ids of each answer, without eos, and its encoding."""
+        return tokenise(self.tokenizer, answers, special_tokens=False, offsets=self.offsets)
+
+    def check(self, encoded: Sequence[dict[str, Any]]) -> None:
+        """Raise UserError for training data of which none can be used as the converter says."""
 
     def draw(self, encoded: dict[str, Any], rng: Random, progress: float) -> tuple[Ids, Ids]:
         """Prompt and completion of one trace; `progress` is the share of training that is done, 0..1."""

@@ -1,22 +1,17 @@
 """Preference pairs: an error stands in the prompt, chosen erases and corrects it, rejected goes on with it."""
 
 import logging
-from array import array
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset
 
-from llmhalluc.data.base import DatasetConverter, Ids, column
+from llmhalluc.data.base import Ids, column
 from llmhalluc.data.collator import Draw
-from llmhalluc.data.errors import ErrorRuns
-from llmhalluc.data.pairs import SOURCES
 from llmhalluc.data.sft import SFTConverter
+from llmhalluc.data.traces import TraceDataset, unpack
 from llmhalluc.extras.errors import UserError
-
-if TYPE_CHECKING:
-    from llmhalluc.data.manager import TraceDataset
 
 logger = logging.getLogger(__name__)
 _TRIES = 8  # draws of a record before its first pair is taken
@@ -44,10 +39,10 @@ class PairDataset(Dataset):
     keep_share: how many of the pairs are the converter's `keep_pair`, in which nothing is wrong yet.
     """
 
-    def __init__(self, traces: "TraceDataset", keep_share: float = 0.0):
+    def __init__(self, traces: TraceDataset, keep_share: float = 0.0):
         self.converter: Any = traces.converter
         self.seed, self.max_length, self.keep_share = traces.seed, traces.max_length, keep_share
-        self.encoded = [item for item in traces.encoded if self._first(_plain(item)) is not None]
+        self.encoded = [item for item in traces.encoded if self._first(unpack(item)) is not None]
         if left_out := len(traces) - len(self):
             logger.warning(
                 "%d of %d records of %s make no pair (data.max_length is %s) and are left out",
@@ -68,7 +63,7 @@ class PairDataset(Dataset):
 
     def pair(self, epoch: int, index: int, progress: float) -> Pair:
         """One draw; where several tries make none that is short enough, the pair that kept the record."""
-        encoded, rng = _plain(self.encoded[index]), Random(f"{self.seed}-{epoch}-{index}")
+        encoded, rng = unpack(self.encoded[index]), Random(f"{self.seed}-{epoch}-{index}")
         keep = self.keep_share and rng.random() < self.keep_share
         make = self.converter.keep_pair if keep else self.converter.pair
         pair = self._draw(make, encoded, rng, progress) or self._first(encoded)
@@ -148,62 +143,3 @@ class DPOConverter(SFTConverter):
                 else:
                     continue
                 raise UserError(f"data.dataset {self.data.dataset} has a pair with {problem}: was another one used?")
-
-
-class BacktrackDPOConverter(DatasetConverter):
-    """Pairs from traces: chosen is the BACKTRACKs and the right continuation, rejected goes on with the error.
-
-    The columns of the records say where errors come from (data/pairs.py). Which step errs is drawn anew each time, and
-    the `backtrack` section says how much of the error stands before the decision (run_length, min_run, max_run,
-    curriculum; nesting where the errors are not the model's own); in a Sudoku the board says it. `rate` does not count.
-    """
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.arguments, self.sources = (args, kwargs), {}
-        self.errors = ErrorRuns(self.tokenizer, self.backtrack_id, self.backtrack)
-
-    def encode_batch(self, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The ids and details of the source's own converter, and the `source`.
-
-        Raises UserError for evaluation data that would have to be corrupted (law 8), and as that converter does.
-        """
-        name = next(name for name, source in SOURCES.items() if source.columns <= records[0].keys())
-        if not self.training and name != "own":
-            raise UserError(
-                "data.converter backtrack_dpo puts errors in, and evaluation data are never corrupted: take out "
-                "data.eval_dataset and data.eval_split, or name ready pairs with data.converter=dpo"
-            )
-        return [item | {"source": name} for item in self._of(name).encode_batch(records)]
-
-    def pair(self, encoded: dict[str, Any], rng: Random, progress: float) -> Pair | None:
-        """One pair; None where nothing in the record can be made wrong, or this draw went nowhere."""
-        name, longest = encoded["source"], self.errors.longest(progress)
-        parts = SOURCES[name].erase(self._of(name), self.errors, encoded, longest, rng)
-        return None if parts is None else Pair(encoded["prompt_ids"], *parts)
-
-    def keep_pair(self, encoded: dict[str, Any], rng: Random, progress: float) -> Pair | None:
-        """The other decision: nothing calls for a BACKTRACK, chosen goes on, rejected erases.
-
-        Without such pairs every chosen side opens with a BACKTRACK, and erasing always is all there is to learn.
-        """
-        name, longest = encoded["source"], self.errors.longest(progress)
-        parts = SOURCES[name].keep(self._of(name), self.errors, encoded, longest, rng)
-        return None if parts is None else Pair(encoded["prompt_ids"], *parts)
-
-    def corrupt(self, encoded: dict[str, Any], rng: Random, progress: float) -> Ids:
-        """The trace of the chosen side, which SFT may train on; clean where there is no pair."""
-        pair = self.pair(encoded, rng, progress)
-        return encoded["completion_ids"] if pair is None else pair.shared_ids + pair.chosen_ids
-
-    def _of(self, name: str) -> Any:
-        """The source's converter; made when it is first needed, in whichever process needs it."""
-        if name not in self.sources:
-            args, kwargs = self.arguments
-            self.sources[name] = SOURCES[name].converter(*args, **kwargs)
-        return self.sources[name]
-
-
-def _plain(item: dict[str, Any]) -> dict[str, Any]:
-    """A packed record with its ids as lists."""
-    return {name: value.tolist() if isinstance(value, array) else value for name, value in item.items()}

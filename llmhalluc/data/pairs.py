@@ -1,161 +1,76 @@
-"""Where the pairs of `backtrack_dpo` come from: the decision, its right side and its wrong one, by kind of record."""
+"""Preference pairs out of traces: an error stands in the prompt, chosen erases it, rejected goes on with it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
-from llmhalluc.backtrack import inject_error
-from llmhalluc.data.backtrack import BacktrackConverter
-from llmhalluc.data.base import DatasetConverter, Ids
-from llmhalluc.data.errors import ErrorRuns
-from llmhalluc.data.gsm8k import GSM8KBacktrackConverter
+from llmhalluc.data.backtrack import BacktrackConverter, Decision, ErringConverter
+from llmhalluc.data.base import BacktrackDatasetConverter, Ids
+from llmhalluc.data.dpo import Pair
 from llmhalluc.data.selfgen import COLUMNS, SelfgenConverter
-from llmhalluc.data.sudoku import SudokuConverter, search_trace
-from llmhalluc.prompts.sudoku import peers
+from llmhalluc.data.task import TaskBacktrackConverter
+from llmhalluc.extras.errors import UserError
+from llmhalluc.tasks import task_of_record
 
-Parts = tuple[Ids, Ids, Ids]  # what both sides share of the completion, chosen, rejected
-
-
-def own_error(_: Any, errors: ErrorRuns, encoded: dict[str, Any], longest: int, rng: Random) -> Parts | None:
-    """The model's own steps from the first wrong one on; a run is counted in steps, rejected is the rest of them."""
-    ids = encoded["completion_ids"]
-    steps = [step for step in ([i for i in own if i != ids[-1]] for own in encoded["own"]) if step]
-    if not steps:
-        return None
-    count = min(errors.length(rng, longest), len(steps))
-    error, rest = ([i for step in part for i in step] for part in (steps[:count], steps[count:]))
-    return _at_error(errors, ids, encoded["at"], error, [*rest, ids[-1]])
+OWN, TEXT = "own", "text"  # sources beside the tasks: what run_selfgen wrote, and text with random error runs
 
 
-def gsm8k_error(
-    converter: GSM8KBacktrackConverter, errors: ErrorRuns, encoded: dict[str, Any], longest: int, rng: Random
-) -> Parts | None:
-    """A wrong result and as many tokens as the section draws; rejected carries it on to the last line.
+class BacktrackDPOConverter(BacktrackDatasetConverter):
+    """Pairs from traces: chosen is the BACKTRACKs and the right continuation, rejected goes on with the error.
 
-    None where what follows from it makes no sense (a negative number of hens).
+    The columns of the records say where errors come from: the model's own traces, a task, or data.prompt_column and
+    data.completion_column. Which step errs is drawn anew each time, and the `backtrack` section says how much of the
+    error stands before the decision (run_length, min_run, max_run, curriculum; nesting where the errors are not the
+    model's own); in a search the board says it. `rate` does not count.
     """
-    steps, numbers, ids = encoded["steps"], encoded["numbers"], encoded["completion_ids"]
-    if not steps:
-        return None
-    step, length, seed = int(rng.random() * len(steps)), errors.length(rng, longest), rng.random()
-    at, run = converter.error(encoded, step, length, Random(seed))
-    _, whole = converter.error(encoded, step, 2 * len(ids), Random(seed))
-    last = len(numbers) - 1
-    if steps[step][0] < last:
-        between = ids[numbers[last - 1][1] : numbers[last][0]]  # "####" among them: there once, and there at the end
-        if not any(whole[i : i + len(between)] == between for i in range(len(whole))):
-            return None
-    if not run or whole[: len(run)] != run:
-        return None
-    return _at_error(errors, ids, at, errors.nest(run, longest, rng), [*whole[len(run) :], ids[-1]])
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.arguments, self.sources = (args, kwargs), {}
+
+    def encode_batch(self, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The ids and details of the source's own converter, and the `source`.
+
+        Raises UserError for evaluation data that would have to be corrupted (law 8), and as that converter does.
+        """
+        name = OWN if set(COLUMNS) <= records[0].keys() else task_of_record(records[0]) or TEXT
+        if not self.training and name != OWN:
+            raise UserError(
+                "data.converter backtrack_dpo puts errors in, and evaluation data are never corrupted: take out "
+                "data.eval_dataset and data.eval_split, or name ready pairs with data.converter=dpo"
+            )
+        return [item | {"source": name} for item in self.source(name).encode_batch(records)]
+
+    def check(self, encoded: Sequence[dict[str, Any]]) -> None:
+        if encoded:
+            self.source(encoded[0]["source"]).check(encoded)
+
+    def pair(self, encoded: dict[str, Any], rng: Random, progress: float) -> Pair | None:
+        """One pair; None where nothing in the record can be made wrong, or this draw went nowhere."""
+        return _pair(encoded, self.source(encoded["source"]).erase(encoded, rng, progress))
+
+    def keep_pair(self, encoded: dict[str, Any], rng: Random, progress: float) -> Pair | None:
+        """The other decision: nothing calls for a BACKTRACK, chosen goes on, rejected erases.
+
+        Without such pairs every chosen side opens with a BACKTRACK, and erasing always is all there is to learn.
+        """
+        return _pair(encoded, self.source(encoded["source"]).keep(encoded, rng, progress))
+
+    def corrupt(self, encoded: dict[str, Any], rng: Random, progress: float) -> Ids:
+        """The trace of the chosen side, which SFT may train on; clean where there is no pair."""
+        pair = self.pair(encoded, rng, progress)
+        return encoded["completion_ids"] if pair is None else pair.shared_ids + pair.chosen_ids
+
+    def source(self, name: str) -> ErringConverter:
+        """The converter of a source; made when it is first needed, in whichever process needs it."""
+        if name not in self.sources:
+            args, kwargs = self.arguments
+            if name in (OWN, TEXT):
+                self.sources[name] = (SelfgenConverter if name == OWN else BacktrackConverter)(*args, **kwargs)
+            else:
+                self.sources[name] = TaskBacktrackConverter(*args, task=name, **kwargs)
+        return self.sources[name]
 
 
-def text_error(
-    converter: BacktrackConverter, errors: ErrorRuns, encoded: dict[str, Any], longest: int, rng: Random
-) -> Parts | None:
-    """An error run of the `backtrack` section's source, after which the clean answer goes on as if nothing were."""
-    ids = encoded["completion_ids"]
-    places = errors.eligible(ids)
-    if not places:
-        return None
-    at = places[int(rng.random() * len(places))]
-    run = errors.run(ids, at, longest, rng)
-    return _at_error(errors, ids, at, run, ids[at:]) if run else None
-
-
-def needless_erasure(_: Any, errors: ErrorRuns, encoded: dict[str, Any], longest: int, rng: Random) -> Parts | None:
-    """A text that is right so far: chosen goes on, rejected erases a run and writes it again."""
-    ids = encoded["completion_ids"]
-    if len(ids) < 2:
-        return None
-    at = 1 + int(rng.random() * (len(ids) - 1))
-    count = min(at, errors.length(rng, longest))
-    return ids[:at], ids[at:], [errors.backtrack_id] * count + ids[at - count :]
-
-
-def dead_end(
-    converter: SudokuConverter, errors: ErrorRuns, encoded: dict[str, Any], longest: int, rng: Random
-) -> Parts | None:
-    """A place of a search where the next cell allows no digit: chosen turns back, rejected breaks a rule."""
-    trace, boards = _searched(converter, errors, encoded, rng)
-    turns = [k for k in range(1, len(trace)) if trace[k] == errors.backtrack_id != trace[k - 1]]
-    if not turns:
-        return None
-    k = turns[int(rng.random() * len(turns))]
-    return trace[:k], trace[k:], [*_filled(converter, encoded, boards[k], rng), trace[-1]]
-
-
-def open_path(
-    converter: SudokuConverter, errors: ErrorRuns, encoded: dict[str, Any], longest: int, rng: Random
-) -> Parts | None:
-    """A place of a search where a move is left: chosen makes it, rejected erases the last one and guesses."""
-    trace, boards = _searched(converter, errors, encoded, rng)
-    places = [k for k in range(1, len(trace) - 1) if boards[k] and trace[k] != errors.backtrack_id]
-    if not places:
-        return None
-    k = places[int(rng.random() * len(places))]
-    *before, last = boards[k]
-    guesses = _filled(converter, encoded, before, rng, other_than=last)
-    return trace[:k], trace[k:], [errors.backtrack_id, *guesses, trace[-1]]
-
-
-def _at_error(errors: ErrorRuns, ids: Ids, at: int, run: Ids, carried_on: Ids) -> Parts:
-    """Clean ids with an error run before position `at`, cut where the erasing begins, and what goes on instead."""
-    trace, cut = inject_error(ids, at, run, errors.backtrack_id), at + len(run)
-    return trace[:cut], trace[cut:], carried_on
-
-
-def _searched(
-    converter: SudokuConverter, errors: ErrorRuns, encoded: dict[str, Any], rng: Random
-) -> tuple[Ids, list[list[int]]]:
-    """A search as SFT learns it (data/sudoku.py), and before each of its tokens the digits that stand."""
-    blanks = [cell for cell, digit in enumerate(encoded["puzzle"]) if not digit]
-    trace: Ids = []
-    boards: list[list[int]] = []
-    standing: list[int] = []
-    for digit in search_trace(encoded["puzzle"], encoded["answer"], rng):
-        boards.append(list(standing))
-        trace.append(converter.move_ids[blanks[len(standing)]][digit - 1] if digit else errors.backtrack_id)
-        standing = [*standing, digit] if digit else standing[:-1]
-    return [*trace, encoded["completion_ids"][-1]], [*boards, standing]
-
-
-def _filled(
-    converter: SudokuConverter, encoded: dict[str, Any], standing: Sequence[int], rng: Random, other_than: int = 0
-) -> Ids:
-    """Moves that fill the rest of the board, each allowed where one is; the first is no `other_than`.
-
-    Without `other_than` the first breaks a rule: that of a dead end, whose allowed digits have all been tried.
-    """
-    size, board = converter.data.sudoku_size, list(encoded["puzzle"])
-    blanks = [cell for cell, digit in enumerate(board) if not digit]
-    for cell, digit in zip(blanks, standing, strict=False):
-        board[cell] = digit
-    moves: Ids = []
-    for cell in blanks[len(standing) :]:
-        taken = {board[peer] for peer in peers(size)[cell]}
-        digits = [digit for digit in range(1, size + 1) if digit != other_than or moves]
-        allowed = [digit for digit in digits if digit not in taken]
-        if not moves and not other_than:
-            allowed = [digit for digit in digits if digit in taken]
-        choices = allowed or digits
-        board[cell] = choices[int(rng.random() * len(choices))]
-        moves.append(converter.move_ids[cell][board[cell] - 1])
-    return moves
-
-
-class Source(NamedTuple):
-    """Records with these columns, the converter that reads them, and who draws the two kinds of pairs."""
-
-    columns: set[str]
-    converter: type[DatasetConverter]
-    erase: Callable[..., Parts | None]
-    keep: Callable[..., Parts | None] = needless_erasure
-
-
-SOURCES = {  # the first whose columns are there; the last reads data.prompt_column and data.completion_column
-    "own": Source(set(COLUMNS), SelfgenConverter, own_error),
-    "sudoku": Source({"puzzle", "solution"}, SudokuConverter, dead_end, open_path),
-    "gsm8k": Source({"question", "answer"}, GSM8KBacktrackConverter, gsm8k_error),
-    "text": Source(set(), BacktrackConverter, text_error),
-}
+def _pair(encoded: dict[str, Any], decision: Decision | None) -> Pair | None:
+    return None if decision is None else Pair(encoded["prompt_ids"], *decision)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from llmhalluc.backtrack import inject_error
-from llmhalluc.data.base import DatasetConverter, Ids, column
-from llmhalluc.data.errors import ErrorRuns
+from llmhalluc.data.backtrack import Decision, ErringConverter
+from llmhalluc.data.base import Ids, column
 from llmhalluc.extras.constant import BACKTRACK_TOKEN, RESERVED_BACKTRACK_TOKEN
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.data_args import DataArguments, refuse_evaluation_split
@@ -20,7 +21,7 @@ ABOUT = "selfgen.json"  # lies beside traces.jsonl
 COLUMNS = ("prompt_ids", "prefix_ids", "own_steps", "right_ids")
 
 
-class SelfgenConverter(DatasetConverter):
+class SelfgenConverter(ErringConverter):
     """`prefix_ids`, the first of `own_steps`, as many BACKTRACKs as they have tokens, `right_ids`.
 
     How many steps: a run length of the `backtrack` section, counted in steps. A record without own steps is clean.
@@ -29,7 +30,6 @@ class SelfgenConverter(DatasetConverter):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         check_source(self.data, self.tokenizer, self.backtrack_id, self.training)
-        self.errors = ErrorRuns(self.tokenizer, self.backtrack_id, self.backtrack)
 
     def encode_batch(self, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The ids as the file has them. Raises UserError for ids that are none of the tokenizer's, or a BACKTRACK."""
@@ -51,6 +51,17 @@ class SelfgenConverter(DatasetConverter):
         count = self.errors.length(rng, self.errors.longest(progress))
         error = [token for step in encoded["own"][:count] for token in step]
         return inject_error(encoded["completion_ids"], encoded["at"], error, self.backtrack_id)
+
+    def erase(self, encoded: dict[str, Any], rng: Random, progress: float) -> Decision | None:
+        """Return the own steps from the first wrong one on; a run is counted in steps, rejected is the rest of them."""
+        ids = encoded["completion_ids"]
+        without_end = [[token for token in step if token != ids[-1]] for step in encoded["own"]]
+        steps = [step for step in without_end if step]
+        if not steps:
+            return None
+        count = min(self.errors.length(rng, self.errors.longest(progress)), len(steps))
+        error, rest = list(chain.from_iterable(steps[:count])), list(chain.from_iterable(steps[count:]))
+        return self.at_error(ids, encoded["at"], error, [*rest, ids[-1]])
 
 
 def check_source(

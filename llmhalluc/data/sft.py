@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from llmhalluc.data.base import DatasetConverter, column
+from llmhalluc.data.base import BacktrackDatasetConverter, column
 from llmhalluc.prompts import math, qa
 
 
-class SFTConverter(DatasetConverter):
+class SFTConverter(BacktrackDatasetConverter):
     """`data.prompt_column` and `data.completion_column`; the template qa also reads a column `context`."""
 
     def texts(self, record: dict[str, Any]) -> tuple[str, str]:

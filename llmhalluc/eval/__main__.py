@@ -3,7 +3,7 @@
 import sys
 
 from llmhalluc.eval.lm_eval_patches import run_command_line
-from llmhalluc.extras.constant import TASKS
+from llmhalluc.extras.constant import LM_EVAL_TASKS
 from llmhalluc.extras.errors import exit_code
 
 
@@ -11,7 +11,7 @@ def main() -> None:
     """Run the harness on sys.argv; folders of --include_path or of --config come beside ours."""
     from llmhalluc.eval.model import BacktrackLM  # noqa: F401  registers itself
 
-    run_command_line(TASKS)
+    run_command_line(LM_EVAL_TASKS)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from statistics import NormalDist
 from typing import Any, NamedTuple
 
 from llmhalluc.backtrack import erasures
-from llmhalluc.prompts import math
 
 Z95 = NormalDist().inv_cdf(0.975)
 
@@ -98,17 +97,6 @@ def accuracy(correct: Sequence[float]) -> dict[str, float | None]:
         "accuracy_stderr": sqrt(p * (1 - p) / (n - 1)) if n > 1 else None,
         "accuracy_low": (center - spread) / (1 + Z95**2 / n) if p > 0 else 0.0,
         "accuracy_high": (center + spread) / (1 + Z95**2 / n) if p < 1 else 1.0,
-    }
-
-
-def math_match(text: str, target: str) -> dict[str, float]:
-    """0 or 1 for a surviving text against a number, or a solution that ends in one.
-
-    strict_match reads the number after the last `####` or "answer is"; flexible_match, failing these, the last one.
-    """
-    return {
-        "strict_match": float(math.is_correct(text, target)),
-        "flexible_match": float(math.is_correct(text, target, flexible=True)),
     }
 
 

@@ -35,12 +35,13 @@ def evaluate(config: "Config") -> dict[str, Any]:
     from llmhalluc.eval.model import BacktrackLM
     from llmhalluc.eval.tasks import load_tasks
     from llmhalluc.hparams.parser import resolved
+    from llmhalluc.hparams.task_args import test_options
 
     settings, plain = config.eval, resolved(config)
     record = {section: plain[section] for section in ("model", "gen", "eval")}
-    record["data"] = {"sudoku_test_percent": config.data.sudoku_test_percent}
+    record["task_options"] = options = test_options(settings, config.data)
     with open_run(settings.output_dir, record, settings.overwrite, resume=True, key=settings.key) as folder:
-        manager, tasks = load_tasks(settings, config.data.sudoku_test_percent)
+        manager, tasks = load_tasks(settings, options)
         lm = BacktrackLM(config.model, batch_size=settings.batch_size)
         check_chat_template(lm, settings)
         results: Results = {}

@@ -1,5 +1,6 @@
 """From the names in the `eval` section to lm-eval task objects, with local files in the place of hub data."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ from lm_eval.tasks import TaskManager
 
 from llmhalluc.data.manager import READERS
 from llmhalluc.eval.lm_eval_patches import task_config
-from llmhalluc.extras.constant import TASKS
+from llmhalluc.extras.constant import LM_EVAL_TASKS
 from llmhalluc.extras.errors import UserError, did_you_mean
 from llmhalluc.hparams.eval_args import EvalArguments
+from llmhalluc.tasks import TASKS
 
 
-def load_tasks(settings: EvalArguments, sudoku_test_percent: int) -> tuple[TaskManager, list[Task | Group]]:
+def load_tasks(settings: EvalArguments, options: dict[str, dict[str, Any]]) -> tuple[TaskManager, list[Task | Group]]:
     """The tasks of `settings.tasks`, built once for all variants, and the index that knows them.
 
-    Raises UserError for an unknown task or none, a data file of no use, or few-shot examples from nowhere.
+    `options` are those of our tasks whose test is generated (hparams/task_args.py). Raises UserError for an unknown
+    task or none, an unreadable data file, or few-shot examples from nowhere.
     """
     if not settings.tasks:
         raise UserError(f"{settings.key('tasks')} is empty: name at least one task")
@@ -26,8 +29,8 @@ def load_tasks(settings: EvalArguments, sudoku_test_percent: int) -> tuple[TaskM
         for name in getattr(settings, table).keys() - set(settings.tasks):
             among = f"{settings.key('tasks')}: {', '.join(settings.tasks)}"
             raise UserError(f"{settings.key(table)} names {name}, which is not among {among}")
-    metadata = {key: getattr(settings, key) for key in vars(settings) if key.startswith("sudoku_")}
-    manager = _manager(settings, metadata | {"sudoku_test_percent": sudoku_test_percent})
+    metadata = {f"{name}_{key}": value for name, given in options.items() for key, value in given.items()}
+    manager = _manager(settings, metadata)
     built = []
     for name in settings.tasks:
         replaced = name in settings.data_files or name in settings.fewshot_files
@@ -35,6 +38,18 @@ def load_tasks(settings: EvalArguments, sudoku_test_percent: int) -> tuple[TaskM
         groups = [group for group in tasks.get("groups", {}).values() if group.name == name]
         built += groups or tasks["tasks"].values()
     return manager, built
+
+
+def generated(name: str, **metadata: Any) -> dict[str, Dataset]:
+    """The test of a task of ours, generated: a data set for `custom_dataset` of its YAML.
+
+    Its options stand in the metadata as `NAME_count` and so on; those that are missing have their defaults.
+    """
+    kind = TASKS[name].test_options
+    given = {
+        field.name: metadata[f"{name}_{field.name}"] for field in fields(kind) if f"{name}_{field.name}" in metadata
+    }
+    return {"test": Dataset.from_list(TASKS[name].generate_test(kind(**given)))}
 
 
 def require_columns(records: Dataset, task: str, *columns: str) -> Dataset:
@@ -50,7 +65,7 @@ def require_columns(records: Dataset, task: str, *columns: str) -> Dataset:
 
 def _manager(settings: EvalArguments, metadata: dict[str, Any]) -> TaskManager:
     """A task index that knows every task of `settings`; the harness's own tasks are read (8 s) only if needed."""
-    paths: list[str | Path] = [TASKS, *settings.include_path]
+    paths: list[str | Path] = [LM_EVAL_TASKS, *settings.include_path]
     for defaults in (False, True):
         manager = TaskManager(include_path=paths, include_defaults=defaults, metadata=metadata)
         unknown = [name for name in settings.tasks if name not in manager.task_index and not Path(name).is_file()]

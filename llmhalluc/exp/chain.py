@@ -5,13 +5,12 @@ from typing import Any
 
 from llmhalluc.exp.experiment import Arm
 from llmhalluc.extras.errors import did_you_mean
+from llmhalluc.hparams.data_args import OWN_ERRORS
 from llmhalluc.hparams.mapping import accepts
+from llmhalluc.tasks import PROBLEM_CONVERTERS
 
 # Keys of `model` that say where a model comes from; the folder that an arm starts from says all of it by itself.
 ORIGIN = ("name_or_path", "from_config", "tokenizer", "gguf_file", "adapter", "revision")
-# Converters that train on what run_selfgen writes, and those that name the kind of problems it can read.
-OWN_ERRORS = ("selfgen", "backtrack_dpo")
-PROBLEMS = ("gsm8k", "gsm8k_backtrack", "sudoku", "sudoku_backtrack")
 
 
 def line_of(arm: str, arms: dict[str, Arm]) -> list[str]:
@@ -58,10 +57,10 @@ def wrong_rounds(arm: str, converter: str, problems: str, eval_strategy: Any) ->
             f"exp.arms.{arm} has rounds, but data.converter is {converter}: set exp.arms.{arm}.data.converter to one "
             f"of {', '.join(OWN_ERRORS)}, which train on errors of the model's own"
         )
-    if problems not in PROBLEMS:
+    if problems not in PROBLEM_CONVERTERS:
         yield (
             f"exp.arms.{arm} has rounds, but data.converter of the config outside exp.arms, which says what problems "
-            f"errors are generated from, is {problems}: set it to one of {', '.join(PROBLEMS)}"
+            f"errors are generated from, is {problems}: set it to one of {', '.join(PROBLEM_CONVERTERS)}"
         )
     if eval_strategy not in (None, False, "no"):
         yield (

@@ -12,7 +12,7 @@ from llmhalluc.report import page
 from llmhalluc.report.boards import stepper
 from llmhalluc.report.tables import Column, Field, Row, Table, plain, span, verdict
 from llmhalluc.report.traces import problem
-from llmhalluc.tasks.sudoku_board import board_of
+from llmhalluc.tasks import board_of
 
 LEFT = ("arm", "task", "variant")  # columns of text
 MEANINGS = {

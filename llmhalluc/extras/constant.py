@@ -10,7 +10,7 @@ RESERVED_BACKTRACK_TOKEN = "<|reserved_special_token_0|>"
 PACKAGE = Path(__file__).resolve().parent.parent
 REPOSITORY = PACKAGE.parent
 CONFIGS = REPOSITORY / "configs"
-TASKS = CONFIGS / "lm_eval" / "tasks"
+LM_EVAL_TASKS = CONFIGS / "lm_eval" / "tasks"
 CACHE = Path(os.environ.get("LLMHALLUC_CACHE", Path.home() / ".cache" / "llmhalluc"))
 
 # Names of splits that are for evaluation alone (law 8).

@@ -19,17 +19,6 @@ def together(config: Any) -> Iterator[tuple[tuple[str, ...], str]]:
             ("backtrack.min_run", "backtrack.max_run"),
             f"backtrack.min_run is {backtrack.min_run}, more than backtrack.max_run {backtrack.max_run}",
         )
-    if not data.sudoku_min_blanks <= data.sudoku_max_blanks <= data.sudoku_size**2:
-        yield (
-            ("data.sudoku_min_blanks", "data.sudoku_max_blanks", "data.sudoku_size"),
-            f"data.sudoku_min_blanks is {data.sudoku_min_blanks} and data.sudoku_max_blanks is "
-            f"{data.sudoku_max_blanks}, expected min <= max <= {data.sudoku_size**2}, the cells of the grid",
-        )
-    if test.sudoku_blanks > test.sudoku_size**2:
-        yield (
-            ("eval.sudoku_blanks", "eval.sudoku_size"),
-            f"{test.key('sudoku_blanks')} is {test.sudoku_blanks}, more than the grid's {test.sudoku_size**2} cells",
-        )
     if config.train.resume and config.train.overwrite:
         yield ("train.resume", "train.overwrite"), "train.resume and train.overwrite are both true: keep one"
     if config.train.trl.get("hub_token") is not None:

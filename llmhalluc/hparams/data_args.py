@@ -3,24 +3,17 @@
 import re
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from llmhalluc import tasks
 from llmhalluc.extras.constant import EVAL_SPLITS
 from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.option import Section, option
 
-CONVERTERS = (
-    "sft",
-    "backtrack",
-    "dpo",
-    "backtrack_dpo",
-    "gsm8k",
-    "gsm8k_backtrack",
-    "squad",
-    "sudoku",
-    "sudoku_backtrack",
-    "selfgen",
-)
+# Converters that know no task; of these, the ones that train on the errors that run_selfgen found.
+GENERIC_CONVERTERS = ("sft", "backtrack", "dpo", "backtrack_dpo", "selfgen")
+OWN_ERRORS = ("selfgen", "backtrack_dpo")
+CONVERTERS = (*GENERIC_CONVERTERS, *tasks.CONVERTERS)
 # Suffixes that make a name a local file, whether or not it is there.
 FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".tsv", ".txt", ".gz", ".zst", ".zip", ".arrow")
 
@@ -30,8 +23,12 @@ class DataArguments(Section):
     """Which records train, and which converter turns them into traces."""
 
     section: ClassVar[str] = "data"
-    dataset: str = option("sudoku", "hub name, local .json/.jsonl/.csv/.parquet file, or the generator sudoku")
-    subset: str | None = option(None, "configuration of a hub data set (gsm8k: main)")
+    dataset: str = option(
+        tasks.DEFAULT_DATASET,
+        f"hub name, local .json/.jsonl/.csv/.parquet file, or a generator: {', '.join(tasks.GENERATORS)}",
+    )
+    task: dict[str, Any] = option({}, "options of the task that dataset generates, or else that converter is of")
+    subset: str | None = option(None, "configuration of a hub data set, such as main")
     split: str = option("train", "split that trains; the name of an evaluation split is refused")
     eval_dataset: str | None = option(None, "records for the evaluation loss during training; never corrupted")
     eval_split: str | None = option(None, "split of eval_dataset (or of dataset) for the evaluation loss")
@@ -45,14 +42,6 @@ class DataArguments(Section):
         None, "longest trace in tokens; longer ones are left out and counted", bounds="[1, inf)"
     )
     num_proc: int | None = option(None, "processes that tokenise", bounds="[1, inf)")
-    sudoku_size: Literal[4, 6] = option(4, "side of the generated Sudoku grids")
-    sudoku_count: int = option(20000, "puzzles to generate", bounds="[1, inf)")
-    sudoku_min_blanks: int = option(8, "fewest empty cells", bounds="[1, 36]")
-    sudoku_max_blanks: int = option(11, "most empty cells", bounds="[1, 36]")
-    sudoku_test_percent: int = option(
-        20, "share of solution grids, by hash, that only evaluation may see", bounds="[1, 99]"
-    )
-    sudoku_seed: int = option(0, "seed of the generator")
 
 
 def is_file_name(dataset: str) -> bool:
@@ -64,10 +53,13 @@ def refuse_evaluation_split(dataset: str, split: str) -> None:
     """Raise UserError when training data names an evaluation split: `test[:10]`, `my_test.jsonl`.
 
     The words of the split's name and of a local file's stem count: `train+validation` is refused, `latest` is
-    not. So does a file's folder, unless the stem says train. GSM-Symbolic is refused however it is spelt.
+    not. So does a file's folder, unless the stem says train. What a task bars is refused however it is
+    spelt.
     """
-    if "gsmsymbolic" in re.sub(r"[-_ .]", "", dataset.lower()):
-        raise UserError(f"data.dataset is {dataset}, made from GSM8K's test templates: name data that is for training")
+    plain = re.sub(r"[-_ .]", "", dataset.lower())
+    for name, reason in tasks.BARRED.items():
+        if name in plain:
+            raise UserError(f"data.dataset is {dataset}, {reason}: name data that is for training")
     words = {"data.split": re.findall("[a-z]+", split.lower()), "data.dataset": []}
     if is_file_name(dataset):
         path = PurePath(dataset.lower())

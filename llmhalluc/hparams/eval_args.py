@@ -1,9 +1,10 @@
 """The `eval` section: which lm-eval tasks, on what data, with which decoding variants."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from llmhalluc.extras.option import Section, option
+from llmhalluc.tasks import DEFAULT_EVALUATION
 
 
 @dataclass
@@ -11,7 +12,7 @@ class EvalArguments(Section):
     """What `run_eval` runs; names as in lm-eval's `simple_evaluate` where it has them."""
 
     section: ClassVar[str] = "eval"
-    tasks: list[str] = option(["gsm8k_simple"], "lm-eval tasks, ours (configs/lm_eval/tasks) or the harness's own")
+    tasks: list[str] = option([DEFAULT_EVALUATION], "lm-eval tasks, ours (configs/lm_eval/tasks) or the harness's own")
     include_path: list[str] = option([], "more folders with task YAMLs")
     data_files: dict[str, str] = option({}, "task: local file that takes the place of its hub data set")
     fewshot_files: dict[str, str] = option({}, "task: local file for its few-shot examples")
@@ -27,7 +28,4 @@ class EvalArguments(Section):
     output_dir: str = option("outputs/eval", "folder for results.json and the samples")
     overwrite: bool = option(False, "delete what output_dir holds first")
     seed: int = option(0, "seed of few-shot sampling")
-    sudoku_count: int = option(400, "puzzles of the sudoku task", bounds="[1, inf)")
-    sudoku_size: Literal[4, 6] = option(4, "side of its grids")
-    sudoku_blanks: int = option(11, "empty cells of its puzzles", bounds="[1, 36]")
-    sudoku_seed: int = option(1, "seed of its puzzles")
+    task_options: dict[str, dict[str, Any]] = option({}, "task of ours that is generated: how its test is")

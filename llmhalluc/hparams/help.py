@@ -31,7 +31,7 @@ def help_text(
     shown = f" (default: {default})" if default else ""
     lines = [_USAGE.format(program=program, default=shown, example=example, flags=flags)]
     for section, (meaning, keys) in groups.items():
-        dot = f"{section}." if section else ""
+        dot = f"{section.partition(' ')[0]}." if section else ""  # `data.task of NAME`
         lines += [f"{section or 'top level'}: {meaning}", ""]
         rows = [
             (dot + name, _type(key), _default(key.default), key.help.replace("%%", "%")) for name, key in keys.items()

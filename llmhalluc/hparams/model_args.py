@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from llmhalluc.extras.option import Section, option
+from llmhalluc.tasks import TOKENIZERS
 
 
 @dataclass
@@ -17,7 +18,7 @@ class ModelArguments(Section):
         None, "a fresh model: model_type (llama, qwen3, gpt2) and any key of its transformers config"
     )
     tokenizer: str | None = option(
-        None, "tokenizer when it is not the model's own: hub name, local folder, or sudoku4 / sudoku6"
+        None, f"tokenizer when it is not the model's own: hub name, local folder, or {', '.join(TOKENIZERS)}"
     )
     adapter: str | None = option(None, "folder of a PEFT adapter to put on the model")
     revision: str = option("main", "hub revision")

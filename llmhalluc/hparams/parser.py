@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from llmhalluc.extras.errors import UserError, did_you_mean
 from llmhalluc.extras.keys import value_at
-from llmhalluc.hparams import checks
+from llmhalluc.hparams import checks, task_args
 from llmhalluc.hparams.backtrack_args import BacktrackArguments
 from llmhalluc.hparams.data_args import DataArguments
 from llmhalluc.hparams.eval_args import EvalArguments
@@ -72,7 +72,9 @@ def read(argv: list[str], program: str, sections: tuple[str, ...], default: Path
         from llmhalluc.hparams.help import help_text
 
         stage = stage_of(read_words([word for word in argv if word not in ("--help", "-h")], default)[0])
-        groups = {name: (SECTIONS[name].__doc__, section_keys(name, stage)) for name in sections}
+        groups = {}
+        for name in sections:
+            groups |= {name: (SECTIONS[name].__doc__, section_keys(name, stage))} | task_args.option_groups(name)
         show(help_text(program, default, {"": ("Above all sections.", {"seed": SEED})} | groups))
         sys.exit(0)
     raw, problems = read_words(argv, default)
@@ -114,6 +116,7 @@ def build(raw: dict[str, Any], sections: tuple[str, ...] = (), kinds: dict[str, 
             problems.append((names[0], sentence))
     if problems:
         raise UserError(*(sentence for _, sentence in problems))
+    task_args.fill(config.data, config.eval)
     config.gen_given = frozenset(given["gen"])
     return config
 
@@ -176,6 +179,10 @@ def _problems(given: dict[str, Any]) -> Iterator[Problem]:
             part = dict(part)
             yield from _take_out_foreign(part, known["train"])
         yield from check_mapping(section, part, known[section], names)
+    for sentence in task_args.data_mistakes(given.get("data")):
+        yield "data.task", sentence
+    for sentence in task_args.test_mistakes("eval.task_options", value_at(given, "eval.task_options")):
+        yield "eval.task_options", sentence
     variants = value_at(given, "eval.variants")
     for variant, keys in variants.items() if accepts(dict[str, dict], variants) else ():
         for _, sentence in check_mapping(f"eval.variants.{variant}", keys, known["gen"], names):

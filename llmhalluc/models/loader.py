@@ -26,9 +26,8 @@ from llmhalluc.models.embedding import set_start_values
 from llmhalluc.models.helper import dtype_of, from_pretrained, local_folder, resolve
 from llmhalluc.models.patcher import add_token, fit_embeddings, token_id
 from llmhalluc.models.peft import load_adapter, quantization, read_record
-from llmhalluc.prompts.sudoku import build_tokenizer
+from llmhalluc.tasks import TASKS, TOKENIZERS
 
-OWN_TOKENIZERS = {"sudoku4": lambda: build_tokenizer(4), "sudoku6": lambda: build_tokenizer(6)}
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -68,14 +67,13 @@ def load(args: ModelArguments, backtrack: BacktrackArguments | None, seed: int =
 
 def load_tokenizer(args: ModelArguments) -> PreTrainedTokenizerBase:
     """The tokenizer of `args.tokenizer`, else the adapter's, else the model's; without pad, EOS is pad."""
-    if args.tokenizer in OWN_TOKENIZERS:
-        return OWN_TOKENIZERS[args.tokenizer]()
+    if args.tokenizer in TOKENIZERS:
+        return TASKS[TOKENIZERS[args.tokenizer]].tokenizer(args.tokenizer)
     if args.tokenizer is not None:
         key, name = args.key("tokenizer"), args.tokenizer
     elif args.from_config is not None:
-        raise UserError(
-            f"{args.key('from_config')} needs {args.key('tokenizer')}: sudoku4, sudoku6, a folder or a hub name"
-        )
+        names = f"{', '.join(TOKENIZERS)}, a folder or a hub name"
+        raise UserError(f"{args.key('from_config')} needs {args.key('tokenizer')}: {names}")
     else:
         args = resolve(args)
         has_own = args.adapter is not None and (Path(args.adapter) / TOKENIZER_FILES[0]).is_file()

@@ -7,7 +7,7 @@ linear time, whatever the model wrote.
 import re
 from fractions import Fraction
 
-MARK = re.compile(r"<<([^<>]*)>>")  # GSM8K's calculator mark: <<48/2=24>>
+MARK = re.compile(r"<<([^<>]*)>>")  # a calculator mark: <<48/2=24>>
 DIGITS = r"(?:[0-9]+(?:,[0-9]{3}(?![0-9]))*(?:\.[0-9]+)?|\.[0-9]+)"
 _VALUE = rf"({DIGITS}(?:/[0-9]+)?)"
 # A hyphen after a word or a bracket is an operator, not a sign; U+2212 is the minus sign.
@@ -25,7 +25,7 @@ def prompt_text(question: str) -> str:
 
 
 def clean_solution(answer: str) -> str:
-    """A GSM8K answer without its calculator marks, the last line as `#### N` without commas or currency."""
+    """A worked solution without its calculator marks, the last line as `#### N` without commas or currency."""
     body, hashes, last = MARK.sub("", answer.strip()).rpartition("####")
     number = normalise_number(last) if hashes else None
     if number is None:
@@ -46,13 +46,6 @@ def extract_answer(text: str, flexible: bool = False) -> Fraction | None:
     if flexible and not found:
         found = _ANYWHERE.findall(text)
     return _value(*found[-1]) if found else None
-
-
-def is_correct(text: str, target: str, flexible: bool = False) -> bool:
-    """Whether the surviving text's answer equals the target: a number, or a solution that ends in one."""
-    gold = normalise_number(target)
-    gold = extract_answer(target) if gold is None else gold
-    return gold is not None and extract_answer(text, flexible) == gold
 
 
 def _value(sign: str, digits: str) -> Fraction | None:

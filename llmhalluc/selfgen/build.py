@@ -6,21 +6,21 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from llmhalluc.data.base import tokenise
 from llmhalluc.data.problems import Problem
-from llmhalluc.prompts import math, sudoku
-from llmhalluc.selfgen.locate import LOCATORS, Chain, Estimate
+from llmhalluc.data.task import MoveTokens
+from llmhalluc.selfgen.locate import LOCATORS, Estimate, WrongSolution
 from llmhalluc.selfgen.sample import Completion, Rollouts, is_right
-from llmhalluc.selfgen.steps import Splitter, Step, follow
+from llmhalluc.selfgen.split import SolutionStep, Splitter, follow
+from llmhalluc.tasks import TASKS
 
 Record = dict[str, Any]  # a line of traces.jsonl
 
 
-class Draft(NamedTuple):
+class Attempt(NamedTuple):
     """A sample in steps; `at` is the number of the first wrong one, -1 while that is not known."""
 
     problem: Problem
-    steps: list[Step]
+    steps: list[SolutionStep]
     at: int = -1
 
     def ids(self, start: int = 0, stop: int | None = None) -> list[int]:
@@ -29,10 +29,10 @@ class Draft(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What the samples turned out to be, each text of a problem once; drafts by problem key where they are right."""
+    """What the samples turned out to be, each text of a problem once; attempts by problem key where they are right."""
 
-    right: dict[str, list[Draft]]
-    wrong: list[Draft]
+    right: dict[str, list[Attempt]]
+    wrong: list[Attempt]
     counts: Counter[str]
 
 
@@ -51,102 +51,98 @@ def judge(
             if known:
                 judged.counts["repeated"] += 1
             elif not right:
-                judged.wrong.append(Draft(problem, split(problem, ids)))
+                judged.wrong.append(Attempt(problem, split(problem, ids)))
             elif ended:
-                judged.right.setdefault(problem.key, []).append(Draft(problem, split(problem, ids)))
+                judged.right.setdefault(problem.key, []).append(Attempt(problem, split(problem, ids)))
     return judged
 
 
 def locate(
-    judged: Judged, references: dict[str, Draft | None], locator: str, rollouts: Rollouts, threshold: float,
+    judged: Judged, references: dict[str, Attempt | None], locator: str, rollouts: Rollouts, threshold: float,
     max_rollouts: int | None,
-) -> list[Draft]:  # fmt: skip
-    """The wrong drafts of which a first wrong step is found, with it; `locator` is one of LOCATORS."""
-    chains = [
-        Chain(
-            [step.text for step in draft.steps],
-            [step.key for step in draft.steps],
-            [[step.key for step in other.steps] for other in solutions(draft, judged, references)],
-        )
-        for draft in judged.wrong
-    ]
+) -> list[Attempt]:  # fmt: skip
+    """The wrong attempts of which a first wrong step is found, with it; `locator` is one of LOCATORS."""
+    wrong = []
+    for attempt in judged.wrong:
+        texts, keys = [step.text for step in attempt.steps], [step.key for step in attempt.steps]
+        right = [[step.key for step in other.steps] for other in solutions(attempt, judged, references)]
+        wrong.append(WrongSolution(texts, keys, right, TASKS[attempt.problem.task].is_false))
 
     def value(prefixes: list[tuple[int, int]]) -> list[float]:
         done = rollouts([(judged.wrong[i].problem, judged.wrong[i].ids(0, n)) for i, n in prefixes])
         return [sum(right for _, right in mine) / len(mine) for mine in done]
 
     estimate = Estimate(value, threshold, None if max_rollouts is None else max_rollouts // rollouts.count)
-    found = LOCATORS[locator](chains, estimate)
-    return [draft._replace(at=at) for draft, at in zip(judged.wrong, found, strict=True) if at is not None]
+    found = LOCATORS[locator](wrong, estimate)
+    return [attempt._replace(at=at) for attempt, at in zip(judged.wrong, found, strict=True) if at is not None]
 
 
 def traces(
-    drafts: Sequence[Draft], judged: Judged, references: dict[str, Draft | None], rollouts: Rollouts
-) -> list[Record]:
-    """A trace for each located draft whose prefix can be gone on with rightly: verified, and without its wrong step.
+    attempts: Sequence[Attempt], judged: Judged, references: dict[str, Attempt | None], rollouts: Rollouts,
+    delimiter: str = " ",
+) -> list[Record]:  # fmt: skip
+    """A trace for each located attempt whose prefix has a right continuation: verified, and without its wrong step.
 
-    On goes a right solution that says what the prefix says (`continuations`); where there is none, the first right
-    one of the rollouts from the prefix.
+    That is the rest of a right solution that says what the prefix says (`continuations`); where there is none, the
+    first right one of the rollouts from the prefix.
     """
     tokenizer = rollouts.sampler.loaded.tokenizer
     split = Splitter(tokenizer)
 
-    def corrects(draft: Draft, kept: int, right_ids: list[int]) -> bool:
-        own, key = draft.ids(kept, draft.at + 1), draft.steps[draft.at].key
-        says_the_same = key is not None and [key] == [step.key for step in split(draft.problem, right_ids)[:1]]
+    def corrects(attempt: Attempt, kept: int, right_ids: list[int]) -> bool:
+        own, key = attempt.ids(kept, attempt.at + 1), attempt.steps[attempt.at].key
+        says_the_same = key is not None and [key] == [step.key for step in split(attempt.problem, right_ids)[:1]]
         if says_the_same or right_ids[: len(own)] == own:
             return False
-        return is_right(tokenizer, draft.problem, [*draft.ids(0, kept), *right_ids])
+        return is_right(tokenizer, attempt.problem, [*attempt.ids(0, kept), *right_ids])
 
-    def first_right(draft: Draft, candidates: Iterable[tuple[int, list[int]]]) -> Record | None:
+    def first_right(attempt: Attempt, candidates: Iterable[tuple[int, list[int]]]) -> Record | None:
         for kept, right_ids in candidates:
-            if corrects(draft, kept, right_ids):
-                own = [draft.ids(kept, draft.at + 1), *(step.ids for step in draft.steps[draft.at + 1 :])]
-                return record(draft.problem, draft.ids(0, kept), own, right_ids, tokenizer)
+            if corrects(attempt, kept, right_ids):
+                own = [attempt.ids(kept, attempt.at + 1), *(step.ids for step in attempt.steps[attempt.at + 1 :])]
+                return record(attempt.problem, attempt.ids(0, kept), own, right_ids, tokenizer)
         return None
 
-    found = [
-        first_right(draft, continuations(draft, solutions(draft, judged, references), tokenizer)) for draft in drafts
-    ]
+    found = []
+    for attempt in attempts:
+        tokens = MoveTokens(tokenizer, delimiter, attempt.problem.task)
+        known = solutions(attempt, judged, references)
+        found.append(first_right(attempt, continuations(attempt, known, tokens)))
     open_ = [i for i, trace in enumerate(found) if trace is None]
     if open_:
-        done = rollouts([(drafts[i].problem, drafts[i].ids(0, drafts[i].at)) for i in open_])
+        done = rollouts([(attempts[i].problem, attempts[i].ids(0, attempts[i].at)) for i in open_])
         for i, mine in zip(open_, done, strict=True):
-            ended = ((drafts[i].at, completion.ids) for completion, right in mine if right and completion.ended)
-            found[i] = first_right(drafts[i], ended)
+            ended = ((attempts[i].at, completion.ids) for completion, right in mine if right and completion.ended)
+            found[i] = first_right(attempts[i], ended)
     return [trace for trace in found if trace is not None]
 
 
-def continuations(
-    draft: Draft, others: Sequence[Draft], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[int, list[int]]]:
+def continuations(attempt: Attempt, others: Sequence[Attempt], tokens: MoveTokens) -> Iterator[tuple[int, list[int]]]:
     """How many steps are kept and what may follow them: the rest of each other solution that agrees, in their order.
 
-    A solution agrees when it begins with the prefix's ids, or when its first steps have the keys of the prefix's. By
-    keys, the steps without one right before the wrong step are not vouched for, and are erased with it. The one
-    solution of a Sudoku is written row by row, without the moves that the prefix has made already.
+    Where the task itself can complete the prefix, that is all there is. A solution agrees when it begins with the
+    prefix's ids, or when its first steps have the keys of the prefix's. By keys, the steps without one right before the
+    wrong step are not vouched for, and are erased with it.
     """
-    prefix = draft.steps[: draft.at]
-    if draft.problem.task == "sudoku":
-        if all(step.key for step in prefix):
-            made = {step.text for step in prefix}
-            moves = sudoku.answer_text(draft.problem.question, draft.problem.answer).split()
-            yield draft.at, tokenizer.convert_tokens_to_ids([move for move in moves if move not in made])
+    prefix = attempt.steps[: attempt.at]
+    moves = TASKS[attempt.problem.task].rest([step.text for step in prefix], attempt.problem.record)
+    if moves is not None:
+        yield attempt.at, [token for ids in tokens.of_moves(moves, len(prefix)) for token in ids]
         return
-    prefix_ids = draft.ids(0, draft.at)
+    prefix_ids = attempt.ids(0, attempt.at)
     kept = max((i + 1 for i, step in enumerate(prefix) if step.key is not None), default=0)
     for other in others:
         if (ids := other.ids())[: len(prefix_ids)] == prefix_ids:
-            yield draft.at, ids[len(prefix_ids) :]
+            yield attempt.at, ids[len(prefix_ids) :]
         elif (at := follow([step.key for step in prefix], [step.key for step in other.steps])) is not None:
             yield kept, other.ids(at)
 
 
-def solutions(draft: Draft, judged: Judged, references: dict[str, Draft | None]) -> list[Draft]:
-    """What is known to be right of the draft's problem: the model's own, the most alike first; then the reference."""
-    ids, problem = draft.ids(), draft.problem.key
+def solutions(attempt: Attempt, judged: Judged, references: dict[str, Attempt | None]) -> list[Attempt]:
+    """What is known to be right of the attempt's problem: the model's own, the most alike first; then the reference."""
+    ids, problem = attempt.ids(), attempt.problem.key
 
-    def shared(other: Draft) -> int:
+    def shared(other: Attempt) -> int:
         return next((i for i, (one, two) in enumerate(zip(ids, other.ids(), strict=False)) if one != two), len(ids))
 
     own = sorted(judged.right.get(problem, []), key=shared, reverse=True)
@@ -154,16 +150,12 @@ def solutions(draft: Draft, judged: Judged, references: dict[str, Draft | None])
     return own if given is None else [*own, given]
 
 
-def reference(problem: Problem, tokenizer: PreTrainedTokenizerBase, delimiter: str) -> Draft | None:
+def reference(problem: Problem, tokenizer: PreTrainedTokenizerBase, delimiter: str) -> Attempt | None:
     """The data set's own solution; None where it has the mere answer. `delimiter` stands between it and the prompt."""
-    if problem.task == "sudoku":
-        moves = sudoku.answer_text(problem.question, problem.answer).split()
-        ids = tokenizer.convert_tokens_to_ids(moves)
-    elif math.extract_answer(problem.answer) is None:
+    if not TASKS[problem.task].is_worked(problem.record):
         return None
-    else:
-        ids = tokenise(tokenizer, [delimiter + math.clean_solution(problem.answer)], special_tokens=False)[0][0]
-    return Draft(problem, Splitter(tokenizer)(problem, ids))
+    ids = MoveTokens(tokenizer, delimiter, problem.task).of_solution(problem.record)
+    return Attempt(problem, Splitter(tokenizer)(problem, ids))
 
 
 def record(

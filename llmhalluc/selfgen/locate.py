@@ -1,26 +1,29 @@
 """Where a wrong solution first goes wrong: three locators with one signature.
 
-A locator takes chains of steps and an estimate of the value of their prefixes, and answers the index of each chain's
+A locator takes wrong solutions and an estimate of the value of their prefixes, and returns the index of each one's
 first wrong step, None where it finds none.
 """
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
-from llmhalluc.reward.steps import equations
-from llmhalluc.selfgen.steps import follow
+from llmhalluc.selfgen.split import follow
 
 
-class Chain(NamedTuple):
-    """A solution known to be wrong: the text and the key of each step, and the keys of solutions that are right."""
+class WrongSolution(NamedTuple):
+    """A solution known to be wrong: the text and the key of each step, and the keys of solutions that are right.
+
+    is_false: whether a step's text is false by itself.
+    """
 
     texts: Sequence[str]
     keys: Sequence[Hashable | None]
     right: Sequence[Sequence[Hashable | None]]
+    is_false: Callable[[str], bool]
 
 
 class Estimate(NamedTuple):
-    """Values of prefixes: `value([(chain, steps), …])` is the share of completions from each that come out right.
+    """Values of prefixes: `value([(solution, steps), …])` is the share of completions from each that come out right.
 
     threshold: a prefix has fallen when its value is not above it. budget: most prefixes that may be asked for.
     """
@@ -30,45 +33,42 @@ class Estimate(NamedTuple):
     budget: int | None = None
 
 
-Locator = Callable[[Sequence[Chain], Estimate | None], list[int | None]]
+Locator = Callable[[Sequence[WrongSolution], Estimate | None], list[int | None]]
 
 
-def arithmetic(chains: Sequence[Chain], estimate: Estimate | None = None) -> list[int | None]:
-    """The first step that states a false equation."""
-    return [
-        next((i for i, text in enumerate(chain.texts) if not all(found.true for found in equations(text))), None)
-        for chain in chains
-    ]
+def arithmetic(solutions: Sequence[WrongSolution], estimate: Estimate | None = None) -> list[int | None]:
+    """The first step that is false by itself, such as a false equation."""
+    return [next((i for i, text in enumerate(one.texts) if one.is_false(text)), None) for one in solutions]
 
 
-def departure(chains: Sequence[Chain], estimate: Estimate | None = None) -> list[int | None]:
+def departure(solutions: Sequence[WrongSolution], estimate: Estimate | None = None) -> list[int | None]:
     """The first step with which no right solution agrees any more; None without a right solution."""
 
-    def departs(chain: Chain, n: int) -> bool:
-        return all(follow(chain.keys[:n], right) is None for right in chain.right)
+    def departure_of(one: WrongSolution) -> int | None:
+        for i in range(len(one.keys) if one.right else 0):
+            if all(follow(one.keys[: i + 1], right) is None for right in one.right):
+                return i
+        return None
 
-    return [
-        next((i for i in range(len(chain.keys)) if departs(chain, i + 1)), None) if chain.right else None
-        for chain in chains
-    ]
+    return [departure_of(one) for one in solutions]
 
 
-def value(chains: Sequence[Chain], estimate: Estimate | None) -> list[int | None]:
-    """The step after which the value of the prefix has fallen, by binary search, all chains a round at a time.
+def value(solutions: Sequence[WrongSolution], estimate: Estimate | None) -> list[int | None]:
+    """The step after which the value of the prefix has fallen, by binary search, all solutions a round at a time.
 
     A prefix is good while some of its rollouts come out right: the hard estimate of Math-Shepherd (arXiv:2312.08935,
     section 3.3); the search for the first error by halves is OmegaPRM's (arXiv:2406.06592, section 3.2). It asks for
-    1 + ceil(log2(steps)) prefixes a chain, and finds the very step where values only ever fall. None for a chain whose
+    1 + ceil(log2(steps)) prefixes a solution, and finds the very step where values only ever fall. None for one whose
     empty prefix has fallen (the model cannot solve the problem at all), and for those beyond the budget.
     """
     if estimate is None:
         raise ValueError("the locator value needs an estimate")
-    bounds: dict[int, tuple[int, int]] = {}  # chain -> (steps of a good prefix, steps of a fallen one)
+    bounds: dict[int, tuple[int, int]] = {}  # solution -> (steps of a good prefix, steps of a fallen one)
     left = estimate.budget
-    for i, chain in enumerate(chains):
-        cost = 1 + max(0, len(chain.texts) - 1).bit_length()
-        if chain.texts and (left is None or cost <= left):
-            bounds[i] = (0, len(chain.texts))
+    for i, one in enumerate(solutions):
+        cost = 1 + max(0, len(one.texts) - 1).bit_length()
+        if one.texts and (left is None or cost <= left):
+            bounds[i] = (0, len(one.texts))
             left = None if left is None else left - cost
 
     def fallen(prefixes: list[tuple[int, int]]) -> list[bool]:
@@ -81,7 +81,7 @@ def value(chains: Sequence[Chain], estimate: Estimate | None) -> list[int | None
         for (i, half), fell in zip(halves, fallen(halves), strict=True):
             good, bad = bounds[i]
             bounds[i] = (good, half) if fell else (half, bad)
-    return [bounds[i][0] if i in bounds else None for i in range(len(chains))]
+    return [bounds[i][0] if i in bounds else None for i in range(len(solutions))]
 
 
 LOCATORS: dict[str, Locator] = {"arithmetic": arithmetic, "departure": departure, "value": value}

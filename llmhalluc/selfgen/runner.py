@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.jsonl import write_lines
 from llmhalluc.extras.run_folder import open_run, write_json
+from llmhalluc.tasks import CONVERTERS, TASKS
 
 if TYPE_CHECKING:
     from llmhalluc.data.problems import Problem
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 def generate(config: "Config") -> dict[str, Any]:
     """Write samples.jsonl, traces.jsonl and, last, selfgen.json to `selfgen.output_dir`; return what the last holds.
 
-    An interrupted run goes on where it stopped, a finished one is left as it is; a run of another configuration, of
+    An interrupted run resumes where it stopped, a finished one is left as it is; a run of another configuration, of
     other weights or of other problems is refused. Raises UserError for bad input.
     """
     settings = config.selfgen
@@ -37,8 +38,11 @@ def generate(config: "Config") -> dict[str, Any]:
             f"selfgen.temperature is 0 and selfgen.samples is {settings.samples}, which would all be the same: set "
             "selfgen.samples=1, or a temperature"
         )
-    if settings.locator == "arithmetic" and config.data.converter.startswith("sudoku"):
-        raise UserError("selfgen.locator is arithmetic, but a Sudoku holds no equations: set departure or value")
+    task = CONVERTERS.get(config.data.converter)
+    if settings.locator == "arithmetic" and task is not None and not TASKS[task].can("is_false"):
+        raise UserError(
+            f"selfgen.locator is arithmetic, but the task {task} holds no equations: set departure or value"
+        )
     from llmhalluc.data.problems import load_problems
     from llmhalluc.data.selfgen import ABOUT, tokenizer_fingerprint
     from llmhalluc.hparams.parser import resolved
@@ -98,11 +102,11 @@ def _records(
         )
         samples = [list(islice(done, settings.samples)) for _ in problems]
         judged = build.judge(problems, samples, tokenizer)
-        asked = {draft.problem.key: draft.problem for draft in judged.wrong}
-        references = {key: build.reference(problem, tokenizer, delimiter) for key, problem in asked.items()}
-        drafts = build.locate(judged, references, settings.locator, rollouts, settings.value_threshold,
+        missed = {attempt.problem.key: attempt.problem for attempt in judged.wrong}
+        references = {key: build.reference(problem, tokenizer, delimiter) for key, problem in missed.items()}
+        attempts = build.locate(judged, references, settings.locator, rollouts, settings.value_threshold,
                               settings.max_rollouts)  # fmt: skip
-        traces = build.traces(drafts, judged, references, rollouts)
+        traces = build.traces(attempts, judged, references, rollouts, delimiter)
     clean = [build.record(one.problem, [], [], one.ids(), tokenizer) for many in judged.right.values() for one in many]
     wanted = round(len(traces) * settings.clean_share / (1 - settings.clean_share))
     clean = Random(config.gen.seed).sample(clean, min(wanted, len(clean)))
@@ -110,7 +114,7 @@ def _records(
         "samples": sum(map(len, samples)),
         **judged.counts,
         "distinct_wrong": len(judged.wrong),
-        "located": len(drafts),
+        "located": len(attempts),
         "traces_with_an_error": len(traces),
         "clean_traces": len(clean),
         "rollouts": len(rolling.found),

@@ -18,7 +18,7 @@ from llmhalluc.extras.jsonl import resume_lines
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.models.helper import eos_ids
 from llmhalluc.models.loader import Loaded
-from llmhalluc.reward.bt import outcome_accuracy
+from llmhalluc.tasks import TASKS
 
 
 class Completion(NamedTuple):
@@ -124,4 +124,5 @@ class Rollouts:
 
 def is_right(tokenizer: PreTrainedTokenizerBase, problem: Problem, ids: Sequence[int]) -> bool:
     """Whether the text of a completion's surviving ids answers the problem."""
-    return bool(outcome_accuracy(tokenizer.decode(list(ids), skip_special_tokens=True), problem))
+    text = tokenizer.decode(list(ids), skip_special_tokens=True)
+    return TASKS[problem.task].check(text, problem.record).right

@@ -1,6 +1,45 @@
-"""What a task may say about a trace to those who would rather look than read: a board after each token."""
+"""What a task is: all that depends on the kind of problem that a model solves, as text, without a model.
 
-from typing import NamedTuple
+A task is a subclass of Task, an instance of it named TASK in the same file, and a line in TASKS (tasks/__init__.py).
+"""
+
+import re
+from collections.abc import Callable, Hashable, Sequence
+from random import Random
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from transformers import PreTrainedTokenizerBase
+
+Record = dict[str, Any]  # a problem, its `columns` by name
+Piece = str | None  # the text of a move, or ERASE
+ERASE: Piece = None  # in a search: the last move that stands is taken back
+_WORD_END = re.compile(r"(?<=\S)(?=\s)")
+
+
+class Verdict(NamedTuple):
+    """What `check` found.
+
+    stated: the answer as the text states it, None where it states none. cut: the check ran out of time, and `right` is
+    False for want of it.
+    """
+
+    right: bool
+    stated: str | None = None
+    cut: bool = False
+
+
+class Written(NamedTuple):
+    """A token that a model wrote: its text, the text that stood when it had been written, and whether it stays.
+
+    `before()` includes the token, goes back a limited number of tokens, and is empty once too many were looked at. A
+    token stays when it survives, or when it was written again as it was, and so was all before it.
+    """
+
+    text: str
+    before: Callable[[], str]
+    stays: bool
 
 
 class Move(NamedTuple):
@@ -33,3 +72,195 @@ class Board(NamedTuple):
 
     rows: list[list[Cell]]
     box: tuple[int, int]
+
+
+class Runs(Protocol):
+    """What the `backtrack` section says of error runs (data/errors.py), for a task that puts its errors into ids."""
+
+    backtrack_id: int
+
+    def longest(self, progress: float) -> int: ...
+    def length(self, rng: Random, longest: int) -> int: ...
+    def places(self, eligible: Sequence[int], tokens: int, rng: Random) -> list[int]: ...
+    def nest(self, error: list[int], longest: int, rng: Random) -> list[int]: ...
+
+
+class TokenErrors(Protocol):
+    """Errors that a task puts into the ids of its solutions; `needs` says what a solution must hold for that."""
+
+    needs: str
+
+    def details(self, record: Record, answer: str, encoding: "Encoding") -> dict[str, Any]:
+        """Return what the other two read beside the ids; `places`, empty where nothing can go wrong, among it."""
+
+    def corrupt(self, encoded: dict[str, Any], rng: Random, progress: float) -> list[int]:
+        """Return the completion with erased errors in it."""
+
+    def pair(self, encoded: dict[str, Any], longest: int, rng: Random) -> tuple[int, list[int], list[int]] | None:
+        """Return a position, the error tokens that stand before it, and how the error is carried on to the eos."""
+
+
+class Task:
+    """One kind of problem. `columns`, `prompt`, `solution` and `check` are needed; the rest has a default."""
+
+    columns: tuple[str, ...] = ()
+    options: type | None = None  # dataclass of `data.task`, where `generate` makes records
+    test_options: type | None = None  # dataclass of `eval.task_options.NAME`; None in a field: as in data.task
+    one_token_moves = False  # whether a tokenizer must have a token for each move
+
+    # What a model reads and writes.
+
+    def prompt(self, record: Record) -> str:
+        """Return what the model is asked; the solution follows, after a space or in a chat's turn."""
+        raise NotImplementedError
+
+    def solution(self, record: Record) -> str:
+        """Return the right solution as the model shall write it."""
+        raise NotImplementedError
+
+    def moves(self, record: Record) -> list[str]:
+        """Return the solution in pieces that are tokenised one by one; here it is one piece."""
+        return [self.solution(record)]
+
+    def search(self, record: Record, rng: Random) -> list[Piece]:
+        """Return the moves as a search tries them, with an ERASE for each one that it takes back.
+
+        The moves that stand in the end are `moves(record)`. A task without it errs by random runs of tokens.
+        """
+        raise NotImplementedError
+
+    def wrong_moves(
+        self, record: Record, standing: Sequence[str], rng: Random, instead_of: str | None = None
+    ) -> list[str]:
+        """Return moves with which a search goes on wrongly where `standing` is a dead end; here as if it were none.
+
+        instead_of: a move that was right and was erased all the same; the first of these moves is another one.
+        """
+        return self.moves(record)[len(standing) :]
+
+    def token_errors(self, runs: Runs, ids_of: Callable[[str], list[int]], delimiter: str) -> TokenErrors:
+        """Return what puts errors into ids, for a task whose errors must be exact about tokens.
+
+        ids_of: the ids of a text in the middle of a completion. delimiter: what precedes the solution.
+        """
+        raise NotImplementedError
+
+    def tokenizer(self, name: str) -> "PreTrainedTokenizerBase":
+        """Return one of the tokenizers that TASKS lists for the task."""
+        raise NotImplementedError
+
+    # Where records come from, and which of them train.
+
+    def read(self, record: Record) -> Record:
+        """Return the columns of a record of a data set, which has them all."""
+        return {name: record[name] for name in self.columns}
+
+    def invalid(self, record: Record, options: Any) -> str | None:
+        """Return what is wrong with a record (`the puzzle … : correct it`), None where it is one of the task."""
+        return None
+
+    def unsolvable(self, record: Record) -> str | None:
+        """Return why `check` could not check answers to a record, None where it can."""
+        return None
+
+    def held_out(self, record: Record, options: Any) -> str | None:
+        """Return why a record is for evaluation alone (law 8), None where it may train."""
+        return None
+
+    def generate(self, options: Any, split: str) -> list[Record]:
+        """Return the records of `data.task` for the split train or test; no problem is in both."""
+        raise NotImplementedError
+
+    def generate_test(self, options: Any) -> list[Record]:
+        """Return the records of `eval.task_options`; none of them could be in the split train."""
+        raise NotImplementedError
+
+    # What is right.
+
+    def check(self, text: str, record: Record, limit: float = 5.0) -> Verdict:
+        """Return whether a surviving text solves the record; limit: seconds, where that must be computed."""
+        raise NotImplementedError
+
+    def metrics(self, text: str, record: Record) -> dict[str, float]:
+        """Return the scores that evaluation takes means of, 0 to 1."""
+        return {"right": float(self.check(text, record).right)}
+
+    def process(self, text: str, record: Record) -> float:
+        """Return how far the steps of a surviving text are right, 0 to 1, for the reward."""
+        return float(self.check(text, record).right)
+
+    def format(self, text: str, record: Record) -> float:
+        """Return how well a surviving text keeps to the form of an answer, 0 to 1, for the reward."""
+        return float(self.check(text, record).stated is not None)
+
+    def is_wrong(self, token: Written, record: Record) -> bool | None:
+        """Return whether a token is wrong where all before it is not, for the reward; None: that does not show."""
+        return None
+
+    # What a wrong solution of the model's own is taken apart into.
+
+    def step_ends(self, pieces: Sequence[str]) -> list[int]:
+        """Return after how many tokens each step ends; `pieces` are the tokens' texts. Here a word is a step."""
+        return ends_at(pieces, _WORD_END)
+
+    def step_keys(self, steps: Sequence[str], record: Record) -> list[Hashable | None]:
+        """Return what another solution's step must agree in with each step; None: it says nothing of weight."""
+        return [step.strip() or None for step in steps]
+
+    def rest(self, steps: Sequence[str], record: Record) -> list[str] | None:
+        """Return the moves that complete some steps of a solution, None where the task cannot say."""
+        return None
+
+    def is_worked(self, record: Record) -> bool:
+        """Return whether the solution has steps, not the mere answer."""
+        return True
+
+    def is_false(self, step: str) -> bool:
+        """Return whether a step is false by itself, which the locator `arithmetic` looks for."""
+        raise NotImplementedError
+
+    # What people look at.
+
+    def board(self, record: Record, moves: Sequence[Move]) -> Board:
+        """Return what to draw of a trace after these tokens."""
+        raise NotImplementedError
+
+    def can(self, name: str) -> bool:
+        """Return whether the task has a method of that name of its own."""
+        return getattr(type(self), name) is not getattr(Task, name)
+
+
+def ends_at(pieces: Sequence[str], boundary: re.Pattern[str]) -> list[int]:
+    """Return after how many tokens a boundary of their text is reached, all of them at last.
+
+    A boundary within a token counts behind it; what lies between two holds more than white space.
+    """
+    text, found, at = "".join(pieces), [], 0
+    cuts = [match.end() for match in boundary.finditer(text)]
+    written, last = 0, 0  # characters so far, characters at the last boundary
+    for i, piece in enumerate(pieces):
+        written += len(piece)
+        reached = False
+        while at < len(cuts) and cuts[at] <= written:
+            reached, at = True, at + 1
+        if reached and text[last:written].strip() and text[written:].strip():
+            found.append(i + 1)
+            last = written
+    return [*found, len(pieces)] if pieces else []
+
+
+def word_tokenizer(words: Sequence[str]) -> "PreTrainedTokenizerBase":
+    """Return a tokenizer with a token a word: `<pad>` 0, `<bos>` 1, `<eos>` 2, `<unk>` 3, then `words`.
+
+    BACKTRACK is added by the model.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = ["<pad>", "<bos>", "<eos>", "<unk>", *words]
+    inner = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip

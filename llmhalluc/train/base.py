@@ -70,11 +70,11 @@ class BaseExecutor:
 
     def load_data(self) -> None:
         """Set `dataset`, and `eval_dataset`, which is None unless the data section names one."""
-        from llmhalluc.data.manager import load_dataset, load_eval_dataset
+        from llmhalluc.data.manager import load_datasets
 
         data = self.config.data
         rest = (data, self.config.backtrack, self.tokenizer, self.backtrack_id, self.data_seed)
-        self.dataset, self.eval_dataset = load_dataset(*rest), load_eval_dataset(*rest)
+        self.dataset, self.eval_dataset = load_datasets(*rest)
         if not len(self.dataset):
             raise UserError(
                 f"data.dataset {data.dataset} has no record to train on (data.max_length is {data.max_length}): "

@@ -14,7 +14,7 @@ from trl import DPOConfig, DPOTrainer
 from llmhalluc.backtrack import IGNORE
 from llmhalluc.data.collator import DrawSampler
 from llmhalluc.data.dpo import PairDataset
-from llmhalluc.data.manager import CONVERTERS
+from llmhalluc.data.manager import GENERIC, converter_class
 from llmhalluc.extras.errors import UserError, one_line
 from llmhalluc.hparams.parser import Config
 from llmhalluc.train.base import BaseExecutor
@@ -52,8 +52,9 @@ class DPOExecutor(BaseExecutor):
     def __init__(self, config: Config):
         super().__init__(config)
         name, train = config.data.converter, config.train
-        with_pairs = [known for known, converter in CONVERTERS.items() if hasattr(converter, "pair")]
-        if name in CONVERTERS and name not in with_pairs:
+        converter = converter_class(name)
+        if not hasattr(converter, "pair"):
+            with_pairs = [known for known in GENERIC if hasattr(converter_class(known), "pair")]
             raise UserError(f"data.converter is {name}, which makes no pairs for dpo: name {' or '.join(with_pairs)}")
         loss_type = self.trl.get("loss_type", [])
         for kind in [loss_type] if isinstance(loss_type, str) else loss_type:
@@ -65,7 +66,7 @@ class DPOExecutor(BaseExecutor):
                     raise UserError(
                         f"train.{key} weights tokens in its own way: take it out, or set train.loss=sequence"
                     )
-        if train.keep_share and not hasattr(CONVERTERS.get(name), "keep_pair"):
+        if train.keep_share and not hasattr(converter, "keep_pair"):
             raise UserError(
                 f"train.keep_share is {train.keep_share}, but data.converter {name} has its pairs: take it out"
             )

@@ -14,6 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 from llmhalluc.data.problems import Problem, load_problems
 from llmhalluc.extras.errors import UserError
 from llmhalluc.reward.bt import BacktrackRewardFunction
+from llmhalluc.tasks import TASKS
 from llmhalluc.train import trl_patches
 from llmhalluc.train.base import BaseExecutor
 from llmhalluc.train.rollout import RolloutSettings, rollout, rollout_settings
@@ -206,7 +207,7 @@ def _named(entry: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 def _rows(problems: list[Problem], part: str) -> dict[str, Problem]:
     """The problems by a prompt that no other has; the trainer reads it, the model reads `prompt_ids`."""
-    return {f"{part} {problem.key}: {problem.question}": problem for problem in problems}
+    return {f"{part} {one.key}: {TASKS[one.task].prompt(one.record)}": one for one in problems}
 
 
 def _columns(rows: dict[str, Problem]) -> datasets.Dataset:

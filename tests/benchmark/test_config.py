@@ -160,7 +160,7 @@ def test_the_task_of_sums_keeps_its_worked_sums_out_of_the_test():
     from llmhalluc.hparams.eval_args import EvalArguments
 
     folder = str(CONFIGS / "benchmark" / "tasks")
-    _, (task,) = load_tasks(EvalArguments(tasks=["sums"], include_path=[folder], num_fewshot=4), 20)
+    _, (task,) = load_tasks(EvalArguments(tasks=["sums"], include_path=[folder], num_fewshot=4), {})
     worked, asked = ({doc["question"] for doc in docs} for docs in (task.fewshot_docs(), task.eval_docs))
     assert len(worked) == 24 and len(asked) == 300 and not worked & asked
     doc = {"question": "7 + 5", "answer": "12"}

@@ -29,7 +29,13 @@ def plain(model, folder, **changes):
         "device": "cpu",
         "operator_to_tune": "probability_threshold",
         "generation": {"max_new_tokens": 12, "temperature": 1.0},
-        "evaluation": {"tasks": ["sudoku"], "sudoku_count": 10, "limit": 8, "output_dir": str(folder), "batch_size": 4},
+        "evaluation": {
+            "tasks": ["sudoku"],
+            "task_options": {"sudoku": {"count": 10}},
+            "limit": 8,
+            "output_dir": str(folder),
+            "batch_size": 4,
+        },
         "hpo": {"n_trials": 4, "parts": 2, "startup_trials": 2, "search_space": {"minimum": [0.01, 0.3]}},
     }
     for name, value in changes.items():

@@ -7,7 +7,7 @@ import pytest
 from llmhalluc.data.base import encode_prompts, tokenise
 from llmhalluc.extras.errors import UserError
 from llmhalluc.prompts import math, qa
-from tests.data.toy import QA, SQUAD, bpe_tokenizer, converter
+from tests.data.toy import QA, SQUAD, SUDOKU, bpe_tokenizer, converter
 from tests.tiny import tiny_tokenizer
 
 TOKENIZER = bpe_tokenizer()
@@ -88,7 +88,7 @@ def test_a_tokenizer_that_does_not_suit_is_refused():
     made = type(converter("sudoku"))
     rest = (converter("sudoku").data, converter("sudoku").backtrack)
     with pytest.raises(UserError, match="set model.tokenizer to sudoku4"):
-        made(TOKENIZER, 5, *rest)
+        made(TOKENIZER, 5, *rest).encode(SUDOKU[0])
     endless = deepcopy(TOKENIZER)
     endless.eos_token = None
     with pytest.raises(UserError, match="no eos token"):

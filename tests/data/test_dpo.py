@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from llmhalluc.backtrack import apply_backtracking
 from llmhalluc.data.collator import Draw
 from llmhalluc.data.dpo import PairDataset
-from llmhalluc.data.manager import CONVERTERS, TraceDataset, load_dataset, load_eval_dataset, load_records
-from llmhalluc.data.pairs import SOURCES
+from llmhalluc.data.manager import load_datasets, load_eval_dataset, load_records
+from llmhalluc.data.pairs import BacktrackDPOConverter
 from llmhalluc.data.selfgen import tokenizer_fingerprint
+from llmhalluc.data.traces import TraceDataset
 from llmhalluc.extras.constant import BACKTRACK_TOKEN
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.backtrack_args import BacktrackArguments
 from llmhalluc.hparams.data_args import DataArguments
-from llmhalluc.prompts import sudoku
+from llmhalluc.tasks.sudoku import text as sudoku
 from tests.data.toy import GSM8K, QA, bpe_tokenizer, sudoku_tokenizer
 
 EOS = bpe_tokenizer().eos_token_id
@@ -36,6 +37,7 @@ OWN = [  # the second sample stopped where its only wrong step ends; the third w
     {"prompt_ids": [1, 8], "prefix_ids": [], "own_steps": [[30]], "right_ids": [14, EOS]},
     {"prompt_ids": [1, 7], "prefix_ids": [15], "own_steps": [], "right_ids": [16, EOS]},
 ]
+SOURCES = ("own", "sudoku", "math", "text")
 sections = st.fixed_dictionaries(
     {
         "source": st.sampled_from(["random", "shuffled", "digits"]),
@@ -61,8 +63,8 @@ def own_file(tmp_path_factory) -> str:
 @cache
 def records(source: str) -> list[dict]:
     if source == "sudoku":
-        return load_records(DataArguments(sudoku_count=60), "train").to_list()
-    return {"gsm8k": GSM8K, "text": QA, "own": OWN}[source]
+        return load_records(DataArguments(task={"count": 60}), "train").to_list()
+    return {"math": GSM8K, "text": QA, "own": OWN}[source]
 
 
 def pairs(kind: str, own_file: str = "", seed: int = 0, max_length: int | None = None, **section) -> PairDataset:
@@ -70,7 +72,7 @@ def pairs(kind: str, own_file: str = "", seed: int = 0, max_length: int | None =
     tokenizer = sudoku_tokenizer() if kind == "sudoku" else bpe_tokenizer()
     data = DataArguments(converter="backtrack_dpo", dataset=own_file if kind == "own" else "records.jsonl")
     backtrack_id = tokenizer.convert_tokens_to_ids(BACKTRACK_TOKEN)
-    made = CONVERTERS["backtrack_dpo"](tokenizer, backtrack_id, data, BacktrackArguments(**section))
+    made = BacktrackDPOConverter(tokenizer, backtrack_id, data, BacktrackArguments(**section))
     return PairDataset(TraceDataset(made, made.encode_batch(records(kind)), seed, max_length))
 
 
@@ -158,7 +160,7 @@ def test_sudoku_turns_back_where_no_digit_is_left_and_not_where_one_is(seed):
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 999), max_run=st.integers(1, 40))
 def test_gsm8k_rejected_solutions_carry_the_wrong_result_on_to_the_last_line(seed, max_run):
-    dataset = pairs("gsm8k", seed=seed, max_run=max_run, run_length="uniform")
+    dataset = pairs("math", seed=seed, max_run=max_run, run_length="uniform")
     assert len(dataset) == 3  # the fourth has no calculator marks
     tokenizer = dataset.converter.tokenizer
     _, shared, _, rejected = dataset.pair(0, 0, 1.0)
@@ -188,7 +190,7 @@ def test_own_errors_are_cut_between_steps_and_samples_without_one_are_left_out(o
     assert dataset.pair(0, 1, 1.0)[1:] == ([30], [BACKTRACK, 14, EOS], [EOS])
 
 
-@pytest.mark.parametrize("source", ["sudoku", "gsm8k", "text"])
+@pytest.mark.parametrize("source", ["sudoku", "math", "text"])
 def test_trap6_pairs_differ_by_epoch_and_by_seed_and_by_nothing_else(source):
     dataset, again, other = (pairs(source, seed=seed) for seed in (3, 3, 4))
     keys = [Draw(epoch, 0, 0.5) for epoch in range(20)]
@@ -200,14 +202,14 @@ def test_trap6_pairs_differ_by_epoch_and_by_seed_and_by_nothing_else(source):
 
 
 def test_max_length_counts_the_prompt_and_the_longer_completion():
-    everything = pairs("gsm8k")
+    everything = pairs("math")
     lengths = {}
     for index in range(len(everything)):
         drawn = (everything.pair(epoch, index, 1.0) for epoch in range(200))
         lengths[index] = [len(p[0] + p[1]) + max(len(p[2]), len(p[3])) for p in drawn]
     assert any(len(p[3]) > len(p[2]) for p in (everything.pair(epoch, 1, 1.0) for epoch in range(200)))
     limit = min(lengths[1])  # too little for most draws of the second record, all draws of it redrawn
-    dataset = pairs("gsm8k", max_length=limit)
+    dataset = pairs("math", max_length=limit)
     kept = [list(item["prompt_ids"]) for item in dataset.encoded]
     for index, item in enumerate(everything.encoded):
         if list(item["prompt_ids"]) not in kept:
@@ -237,7 +239,11 @@ def test_mean_length_counts_both_traces_over_the_curriculum():
     assert dataset.mean_length() == sum(len(p[0] + p[1] + p[2]) + len(p[0] + p[1] + p[3]) for p in drawn) / 3
 
 
-def load(call=load_dataset, tokenizer=None, **data):
+def load_training(*arguments):
+    return load_datasets(*arguments)[0]
+
+
+def load(call=load_training, tokenizer=None, **data):
     tokenizer = tokenizer or bpe_tokenizer()
     arguments = DataArguments(**{"converter": "dpo"} | data)
     return call(arguments, BacktrackArguments(), tokenizer, tokenizer.convert_tokens_to_ids(BACKTRACK_TOKEN), 0)
@@ -315,7 +321,7 @@ def test_law8_evaluation_data_do_not_train_and_are_not_corrupted(tmp_path, own_f
 
 def test_sources_that_are_refused(tmp_path, own_file):
     with pytest.raises(UserError, match="needs a tokenizer with a token for each move"):
-        load(dataset="sudoku", sudoku_count=5, converter="backtrack_dpo")
+        load(dataset="sudoku", task={"count": 5}, converter="backtrack_dpo")
     with pytest.raises(UserError, match="has no calculator marks"):
         load(dataset=write(tmp_path / "a.jsonl", [GSM8K[3]]), converter="backtrack_dpo")
     with pytest.raises(UserError, match="data.prompt_column needs a column 'prompt'"):
@@ -328,7 +334,7 @@ def test_sources_that_are_refused(tmp_path, own_file):
         load(dataset=str(alone), converter="backtrack_dpo")
     data = DataArguments(converter="backtrack_dpo")
     with pytest.raises(UserError, match="needs a BACKTRACK"):
-        CONVERTERS["backtrack_dpo"](bpe_tokenizer(), None, data, BacktrackArguments())
+        BacktrackDPOConverter(bpe_tokenizer(), None, data, BacktrackArguments())
 
 
 def test_trap6_processes_do_not_change_the_pairs(tmp_path, monkeypatch):

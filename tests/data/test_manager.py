@@ -6,7 +6,7 @@ import socket
 import datasets
 import pytest
 
-from llmhalluc.data.manager import load_dataset, load_eval_dataset, load_records
+from llmhalluc.data.manager import load_datasets, load_eval_dataset, load_records
 from llmhalluc.extras.constant import BACKTRACK_TOKEN
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.backtrack_args import BacktrackArguments
@@ -27,7 +27,11 @@ def offline(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-def load(tokenizer=None, call=load_dataset, **data):
+def load_training(*arguments):
+    return load_datasets(*arguments)[0]
+
+
+def load(tokenizer=None, call=load_training, **data):
     tokenizer = tokenizer or bpe_tokenizer()
     backtrack_id = tokenizer.convert_tokens_to_ids(BACKTRACK_TOKEN)
     return call(DataArguments(**data), BacktrackArguments(), tokenizer, backtrack_id, 0)
@@ -57,7 +61,7 @@ def test_a_folder_of_files_is_read_as_a_data_set(tmp_path):
 
 
 def test_the_generator_is_a_data_set_with_two_splits():
-    data = DataArguments(sudoku_count=30, sudoku_seed=2)
+    data = DataArguments(task={"count": 30, "seed": 2})
     train, test = load_records(data, "train"), load_records(data, "test[:5]")
     assert (len(train), len(test)) == (30, 5)
     assert set(train["split"]) | set(test["split"]) == {"train", "test"}
@@ -133,8 +137,8 @@ def test_law8_the_evaluation_loss_sees_clean_traces(tmp_path):
 
 
 def test_law8_sudoku_trains_and_evaluates_on_other_grids():
-    data = {"converter": "sudoku_backtrack", "sudoku_count": 300, "eval_split": "test[:50]"}
-    train, test = (load(sudoku_tokenizer(), call, **data) for call in (load_dataset, load_eval_dataset))
+    data = {"converter": "sudoku_backtrack", "task": {"count": 300}, "eval_split": "test[:50]"}
+    train, test = (load(sudoku_tokenizer(), call, **data) for call in (load_training, load_eval_dataset))
     assert (len(train), len(test)) == (300, 50)
     assert any(train.converter.backtrack_id in train[i]["input_ids"] for i in range(300))
     assert not any(test.converter.backtrack_id in test[i]["input_ids"] for i in range(50))

@@ -4,12 +4,14 @@ import json
 
 import pytest
 
-from llmhalluc.data.manager import CONVERTERS
-from llmhalluc.data.problems import TASKS, Problem, load_problems
-from llmhalluc.data.synthetic import grid_split
+from llmhalluc.data.problems import Problem, load_problems
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.data_args import DataArguments
-from llmhalluc.prompts import math, sudoku
+from llmhalluc.hparams.data_args import CONVERTERS, DataArguments
+from llmhalluc.prompts import math
+from llmhalluc.tasks import PROBLEM_CONVERTERS, TASKS
+from llmhalluc.tasks.math.answers import is_correct
+from llmhalluc.tasks.sudoku import text as sudoku
+from llmhalluc.tasks.sudoku.generate import grid_split
 from tests.tiny import tiny_tokenizer
 
 SOLVED = "1234341221434321"
@@ -27,29 +29,30 @@ def test_a_math_problem_is_question_prompt_and_solution(tmp_path):
     tokenizer = tiny_tokenizer()
     found = load_problems(math_data(tmp_path, WORKED, "12.50"), tokenizer)
     assert [problem.key for problem in found] == ["train-0", "train-1"]
-    assert [(problem.task, problem.question, problem.answer) for problem in found] == [
-        ("math", "cat 0 ? ", WORKED), ("math", "cat 1 ? ", "12.50")
+    assert [(problem.task, problem.record) for problem in found] == [
+        ("math", {"question": "cat 0 ? ", "answer": WORKED}), ("math", {"question": "cat 1 ? ", "answer": "12.50"})
     ]  # fmt: skip
     assert found[0].prompt_ids == tokenizer(math.prompt_text("cat 0 ?")).input_ids
     for problem in found:
-        assert math.is_correct("so #### 1012" if problem.answer == WORKED else "#### 12.5", problem.answer)
+        answer = problem.record["answer"]
+        assert is_correct("so #### 1012" if answer == WORKED else "#### 12.5", answer)
 
 
 def test_a_sudoku_problem_is_puzzle_and_solution():
     tokenizer = sudoku.build_tokenizer(4)
-    data = DataArguments(converter="sudoku", sudoku_count=20)
+    data = DataArguments(converter="sudoku", task={"count": 20})
     for problem in load_problems(data, tokenizer):
-        assert problem.task == "sudoku" and grid_split(problem.answer, data.sudoku_test_percent) == "train"
-        assert tokenizer.decode(problem.prompt_ids) == sudoku.prompt_text(problem.question)
-        assert sudoku.check(problem.question, sudoku.answer_text(problem.question, problem.answer))
+        assert problem.task == "sudoku" and grid_split(problem.record["solution"], 20) == "train"
+        assert tokenizer.decode(problem.prompt_ids) == sudoku.prompt_text(problem.record["puzzle"])
+        assert TASKS["sudoku"].check(TASKS["sudoku"].solution(problem.record), problem.record).right
 
 
 def test_law8_held_out_problems_are_of_other_grids():
     tokenizer = sudoku.build_tokenizer(4)
-    data = DataArguments(converter="sudoku_backtrack", sudoku_count=20, eval_split="test[:5]")
+    data = DataArguments(converter="sudoku_backtrack", task={"count": 20}, eval_split="test[:5]")
     held_out = load_problems(data, tokenizer, held_out=True)
     assert [problem.key for problem in held_out] == [f"test[:5]-{i}" for i in range(5)]
-    assert all(grid_split(problem.answer, data.sudoku_test_percent) == "test" for problem in held_out)
+    assert all(grid_split(problem.record["solution"], 20) == "test" for problem in held_out)
 
 
 def test_a_prompt_as_long_as_the_limit_leaves_no_room_for_an_answer(tmp_path):
@@ -62,7 +65,7 @@ def test_a_prompt_as_long_as_the_limit_leaves_no_room_for_an_answer(tmp_path):
 
 
 def test_converters_without_a_checkable_answer_are_refused(tmp_path):
-    assert TASKS.keys() <= CONVERTERS.keys()
+    assert set(PROBLEM_CONVERTERS) <= set(CONVERTERS)
     data = math_data(tmp_path, WORKED)
     data.converter = "squad"
     with pytest.raises(UserError, match="data.converter is squad, whose answers cannot be checked"):
@@ -96,4 +99,4 @@ def open_grids():
 
 
 def test_the_columns_are_those_of_the_reward():
-    assert Problem._fields == ("key", "task", "prompt_ids", "question", "answer")
+    assert Problem._fields == ("key", "task", "prompt_ids", "record")

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmhalluc.backtrack import apply_backtracking
-from llmhalluc.data.manager import load_dataset
+from llmhalluc.data.manager import load_datasets
 from llmhalluc.data.selfgen import ABOUT, SelfgenConverter, tokenizer_fingerprint
 from llmhalluc.extras.constant import BACKTRACK_TOKEN
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.backtrack_args import BacktrackArguments
 from llmhalluc.hparams.data_args import DataArguments
-from llmhalluc.prompts.sudoku import build_tokenizer
+from llmhalluc.tasks.sudoku.text import build_tokenizer
 from tests.data.toy import bpe_tokenizer, sudoku_tokenizer
 
 BACKTRACK = bpe_tokenizer().convert_tokens_to_ids(BACKTRACK_TOKEN)
@@ -88,7 +88,7 @@ def test_a_file_of_mostly_clean_records_is_read_as_it_was_written(tmp_path, num_
     records = [record([i % 50 + 10], [], [12] * 20, prompt=[7, i]) for i in range(800)]
     records += [record([13], [[14, 15], [16]], [17]), record([13], [], [17])]
     data = DataArguments(dataset=str(write(tmp_path / "a", records)), converter="selfgen", num_proc=num_proc)
-    traces = load_dataset(data, BacktrackArguments(max_run=1), bpe_tokenizer(), BACKTRACK, 0)
+    traces, _ = load_datasets(data, BacktrackArguments(max_run=1), bpe_tokenizer(), BACKTRACK, 0)
     assert len(traces) == 802
     assert traces.trace(0, 3, 1.0) == ([7, 3], [13, *[12] * 20, EOS])
     assert traces.trace(0, 800, 1.0) == ([7, 8], [13, 14, 15, BACKTRACK, BACKTRACK, 17, EOS])

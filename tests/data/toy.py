@@ -9,12 +9,12 @@ from random import Random
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llmhalluc.data.manager import CONVERTERS
+from llmhalluc.data.manager import converter_class
 from llmhalluc.data.selfgen import ABOUT, tokenizer_fingerprint
 from llmhalluc.extras.constant import BACKTRACK_TOKEN
 from llmhalluc.hparams.backtrack_args import BacktrackArguments
 from llmhalluc.hparams.data_args import DataArguments
-from llmhalluc.prompts.sudoku import build_tokenizer
+from llmhalluc.tasks.sudoku.text import build_tokenizer
 
 _FOLDER = tempfile.TemporaryDirectory()
 GSM8K = [
@@ -103,7 +103,7 @@ def converter(name: str, training: bool = True, data: dict | None = None, **back
         data = {"dataset": own_file()} | (data or {})
     arguments = DataArguments(converter=name, **({"dataset": "records.jsonl"} | (data or {})))
     backtrack_id = tokenizer.convert_tokens_to_ids(BACKTRACK_TOKEN)
-    return CONVERTERS[name](tokenizer, backtrack_id, arguments, BacktrackArguments(**backtrack), training)
+    return converter_class(name)(tokenizer, backtrack_id, arguments, BacktrackArguments(**backtrack), training)
 
 
 def erased_positions(ids: list[int], backtrack_id: int) -> set[int]:

@@ -8,7 +8,7 @@ from tokenizers import decoders
 from llmhalluc.extras.constant import BACKTRACK_TOKEN
 from llmhalluc.hparams.parser import Config, build
 from llmhalluc.models.loader import Loaded
-from llmhalluc.prompts.sudoku import build_tokenizer
+from llmhalluc.tasks.sudoku.text import build_tokenizer
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -29,7 +29,12 @@ def save_sudoku_model(folder: Path, context: str | None = "block", seed: int = 3
 def sudoku_config(model: Path, output_dir: Path, **settings) -> Config:
     """An evaluation of six puzzles with a saved model; `settings` are keys of `eval`, and `gen`."""
     gen = {"max_new_tokens": 40} | settings.pop("gen", {})
-    chosen = {"tasks": ["sudoku"], "output_dir": str(output_dir), "sudoku_count": 6, "batch_size": 4} | settings
+    chosen = {
+        "tasks": ["sudoku"],
+        "output_dir": str(output_dir),
+        "task_options": {"sudoku": {"count": 6}},
+        "batch_size": 4,
+    } | settings
     return build({"model": {"name_or_path": str(model), "device": "cpu"}, "gen": gen, "eval": chosen})
 
 

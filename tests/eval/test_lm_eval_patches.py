@@ -11,7 +11,7 @@ from lm_eval._cli import HarnessCLI
 from llmhalluc.eval import lm_eval_patches
 from llmhalluc.eval.model import BacktrackLM
 from llmhalluc.eval.runner import evaluate
-from llmhalluc.extras.constant import TASKS
+from llmhalluc.extras.constant import LM_EVAL_TASKS
 from tests import canaries
 from tests.eval.models import save_sudoku_model, sudoku_config
 
@@ -22,8 +22,8 @@ def our_tasks_come_before_the_users(folder, monkeypatch):
     monkeypatch.setattr(HarnessCLI, "execute", lambda self, arguments: seen.append(arguments.include_path))
     for given in ([], ["--include_path", "more"], ["--config", str(folder / "run.yaml")]):
         monkeypatch.setattr(sys, "argv", ["lm-eval", "--model", "hf", "--tasks", "sudoku", *given])
-        lm_eval_patches.run_command_line(TASKS)
-    assert seen == [[str(TASKS)], [str(TASKS), "more"], [str(TASKS), "more"]]
+        lm_eval_patches.run_command_line(LM_EVAL_TASKS)
+    assert seen == [[str(LM_EVAL_TASKS)], [str(LM_EVAL_TASKS), "more"], [str(LM_EVAL_TASKS), "more"]]
 
 
 def a_task_is_read_with_its_includes_and_functions(folder, monkeypatch):
@@ -50,7 +50,7 @@ def the_environment_is_left_alone(folder, monkeypatch):
     probed = []
     monkeypatch.setattr(evaluator, "add_env_info", probed.append)
     probe = evaluator.add_env_info
-    evaluate(sudoku_config(save_sudoku_model(folder / "model"), folder / "out", sudoku_count=1))
+    evaluate(sudoku_config(save_sudoku_model(folder / "model"), folder / "out", task_options={"sudoku": {"count": 1}}))
     assert not probed and evaluator.add_env_info is probe
 
 

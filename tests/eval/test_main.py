@@ -9,7 +9,7 @@ from lm_eval.api.registry import get_model
 
 from llmhalluc.eval import __main__ as program
 from llmhalluc.eval.model import BacktrackLM
-from llmhalluc.extras.constant import TASKS
+from llmhalluc.extras.constant import LM_EVAL_TASKS
 from tests.eval.models import save_sudoku_model
 
 
@@ -23,7 +23,7 @@ def test_our_tasks_are_in_the_index_beside_the_users(given, monkeypatch, tmp_pat
     monkeypatch.setattr(HarnessCLI, "execute", lambda self, arguments: seen.append(arguments))
     monkeypatch.setattr(sys, "argv", ["llmhalluc.eval", "--model", "backtrack", "--tasks", "sudoku", *given])
     program.main()
-    assert seen[0].include_path == [str(TASKS), *(["more"] if given else [])]
+    assert seen[0].include_path == [str(LM_EVAL_TASKS), *(["more"] if given else [])]
     assert get_model("backtrack") is BacktrackLM
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmhalluc.data.gsm8k import GSM8KConverter
+from llmhalluc.data.task import TaskConverter
 from llmhalluc.eval import model as model_module
 from llmhalluc.eval.metrics import count
 from llmhalluc.eval.model import BacktrackLM
@@ -75,7 +75,7 @@ def test_a_model_without_backtrack_is_a_plain_model(ask):
 @pytest.mark.parametrize("chat", [None, "{% for m in messages %}<bos>{{ m.content }}{{ '\n' }}{% endfor %}"])
 def test_prompt_ids_are_those_of_training(ask, chat):
     lm, trace, *_ = ask("#### 42", chat=chat)
-    converter = GSM8KConverter(lm.tokenizer, None, DataArguments(apply_chat_template=bool(chat)), BacktrackArguments())
+    converter = TaskConverter(lm.tokenizer, None, DataArguments(apply_chat_template=bool(chat)), BacktrackArguments())
     assert trace.prompt_ids == converter.encode(RECORD)["prompt_ids"]
 
 
@@ -85,7 +85,7 @@ def sudoku_lm(tmp_path_factory):
 
 
 def decoded(lm, batch_size: int, **gen):
-    _, (task,) = load_tasks(EvalArguments(tasks=["sudoku"], sudoku_count=5), 20)
+    _, (task,) = load_tasks(EvalArguments(tasks=["sudoku"]), {"sudoku": {"count": 5}})
     task.set_config("num_fewshot", 0)
     task.build_all_requests()
     lm.batch_size_per_gpu = batch_size

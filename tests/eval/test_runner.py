@@ -12,7 +12,7 @@ from llmhalluc.eval import journal as journal_module
 from llmhalluc.eval.runner import evaluate
 from llmhalluc.extras.constant import REPOSITORY
 from llmhalluc.extras.errors import UserError
-from llmhalluc.prompts.sudoku import answer_text
+from llmhalluc.tasks.sudoku.text import answer_text
 from tests.eval.models import save_sudoku_model, sudoku_config
 from tests.eval.test_tasks import write
 
@@ -94,7 +94,7 @@ import sys
 from llmhalluc.eval.runner import evaluate
 from tests.eval.models import sudoku_config
 
-evaluate(sudoku_config(sys.argv[1], sys.argv[2], sudoku_count=1))
+evaluate(sudoku_config(sys.argv[1], sys.argv[2], task_options={"sudoku": {"count": 1}}))
 sys.exit("trl" in sys.modules)
 """
 
@@ -133,8 +133,8 @@ def test_a_model_retrained_in_place_is_decoded_anew(tmp_path):
 
 def test_another_configuration_in_the_same_folder_is_refused(finished, model):
     folder, _ = finished
-    with pytest.raises(UserError, match="sudoku_seed"):
-        evaluate(sudoku_config(model, folder, variants=VARIANTS, sudoku_seed=9))
+    with pytest.raises(UserError, match="task_options.sudoku.seed"):
+        evaluate(sudoku_config(model, folder, variants=VARIANTS, task_options={"sudoku": {"count": 6, "seed": 9}}))
 
 
 def test_a_model_without_a_record_never_erases(tmp_path):
@@ -145,7 +145,9 @@ def test_a_model_without_a_record_never_erases(tmp_path):
 
 
 def test_settings_of_the_harness_are_passed_on(model, tmp_path):
-    config = sudoku_config(model, tmp_path / "eval", limit=2, system_instruction="a1=1 a1=1 b1=2 ", sudoku_count=5)
+    config = sudoku_config(
+        model, tmp_path / "eval", limit=2, system_instruction="a1=1 a1=1 b1=2 ", task_options={"sudoku": {"count": 5}}
+    )
     evaluate(config)
     found = samples(tmp_path / "eval", "default")
     assert [sample["doc_id"] for sample in found] == [0, 1]

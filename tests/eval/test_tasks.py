@@ -5,14 +5,16 @@ import re
 
 import pytest
 
-from llmhalluc.data.gsm8k import GSM8KConverter
-from llmhalluc.data.synthetic import grid_split
+from llmhalluc.data.task import TaskConverter
 from llmhalluc.eval.tasks import load_tasks
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.backtrack_args import BacktrackArguments
 from llmhalluc.hparams.data_args import DataArguments
 from llmhalluc.hparams.eval_args import EvalArguments
-from llmhalluc.prompts import math, sudoku
+from llmhalluc.hparams.task_args import test_options as options_of
+from llmhalluc.prompts import math
+from llmhalluc.tasks.sudoku import text as sudoku
+from llmhalluc.tasks.sudoku.generate import grid_split
 from tests.eval.models import word_tokenizer
 
 APPLES = {"question": "Ann has 3 apples and buys 4. How many?", "answer": "3 + 4 = <<3+4=7>>7 apples.\n#### 7"}
@@ -34,7 +36,7 @@ def prompts(task, num_fewshot=0):
 
 def one(tmp_path, name, records, **settings):
     file = write(tmp_path / "data.jsonl", records)
-    _, (task,) = load_tasks(EvalArguments(tasks=[name], data_files={name: file}, **settings), 20)
+    _, (task,) = load_tasks(EvalArguments(tasks=[name], data_files={name: file}, **settings), {})
     return task
 
 
@@ -46,7 +48,7 @@ def test_gsm8k_prompts_are_those_of_training(tmp_path):
 def test_gsm8k_examples_have_the_format_of_training(tmp_path):
     shots = {"gsm8k_simple": write(tmp_path / "shots.jsonl", [PEARS])}
     task = one(tmp_path, "gsm8k_simple", [APPLES], fewshot_files=shots, num_fewshot=1)
-    converter = GSM8KConverter(word_tokenizer(), None, DataArguments(), BacktrackArguments())
+    converter = TaskConverter(word_tokenizer(), None, DataArguments(converter="gsm8k"), BacktrackArguments())
     example = "".join(converter.texts(PEARS))
     assert example.endswith(" 9 - 2 = 7 pears.\n#### 1007")
     assert prompts(task, 1) == [example + "\n\n" + math.prompt_text(APPLES["question"])]
@@ -96,8 +98,9 @@ def test_svamp_reads_the_authors_file_and_the_hubs_columns(tmp_path):
 
 @pytest.mark.parametrize("size, blanks", [(4, 10), (6, 12)])
 def test_sudoku_puzzles_come_from_the_test_part_and_their_answer_is_right(size, blanks):
-    settings = EvalArguments(tasks=["sudoku"], sudoku_count=4, sudoku_size=size, sudoku_blanks=blanks)
-    _, (task,) = load_tasks(settings, 30)
+    settings = EvalArguments(tasks=["sudoku"], task_options={"sudoku": {"count": 4, "size": size, "blanks": blanks}})
+    data = DataArguments(task={"test_percent": 30})
+    _, (task,) = load_tasks(settings, options_of(settings, data))
     assert prompts(task) == [sudoku.prompt_text(doc["puzzle"]) for doc in task.eval_docs]
     for doc in task.eval_docs:
         assert grid_split(doc["solution"], 30) == "test" and doc["puzzle"].count(".") == blanks
@@ -107,7 +110,7 @@ def test_sudoku_puzzles_come_from_the_test_part_and_their_answer_is_right(size, 
 
 def refused(*words, **settings):
     with pytest.raises(UserError) as raised:
-        load_tasks(EvalArguments(**settings), 20)
+        load_tasks(EvalArguments(**settings), {})
     (sentence,) = raised.value.sentences
     assert all(word in sentence for word in words), sentence
 

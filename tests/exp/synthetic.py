@@ -13,8 +13,9 @@ from pathlib import Path
 import yaml
 
 from llmhalluc.backtrack import inject_error
-from llmhalluc.data.synthetic import sudoku_records
-from llmhalluc.prompts.sudoku import answer_text, check, prompt_text
+from llmhalluc.tasks import TASKS
+from llmhalluc.tasks.sudoku.generate import sudoku_records
+from llmhalluc.tasks.sudoku.text import answer_text, prompt_text
 
 EOS = 2
 FAULTS = {901: "train fails", 902: "train hangs", 903: "eval fails", 904: "eval leaves nothing"}
@@ -73,7 +74,8 @@ def sample(i: int, record: dict, accuracy: float, traces: bool, rng: random.Rand
     ids = tokenizer.convert_tokens_to_ids if tokenizer else lambda words: [10 if word == back else 3 for word in words]
     return {
         "doc_id": i, "prompt_ids": ids(tokens(prompt_text(record["puzzle"]))), "completion_ids": [*ids(trace), EOS],
-        "text": text, "target": answer, "metrics": {}, "doc": record, "correct": int(check(record["puzzle"], text)),
+        "text": text, "target": answer, "metrics": {}, "doc": record,
+        "correct": int(TASKS["sudoku"].check(text, record).right),
         "finish_reason": "eos", "erasures": erasures, "emitted": len(trace) + 1, "kept": len(moves) + 1,
         "events": [[i + 1, 1, "BACKTRACK"] for i, word in enumerate(trace) if word == back],
         "forward_passes": len(trace) + 1,

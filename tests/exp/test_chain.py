@@ -2,8 +2,7 @@ import copy
 
 import pytest
 
-from llmhalluc.data.problems import TASKS
-from llmhalluc.exp.chain import OWN_ERRORS, PROBLEMS, line_of
+from llmhalluc.exp.chain import OWN_ERRORS, line_of
 from llmhalluc.exp.experiment import Arm, read_experiment
 from llmhalluc.exp.grid import Cell
 from llmhalluc.exp.grid import cells as cells_of
@@ -69,10 +68,6 @@ def test_the_grid_may_vary_the_model_that_all_start_from():
 def test_the_config_outside_the_arms_names_the_problems_and_the_arm_the_traces():
     own = next(cell for cell in cells(BASE) if cell.arm == "own")
     assert (own.rounds, own.problems, own.raw["data"]["converter"]) == (2, "sudoku_backtrack", "selfgen")
-
-
-def test_problems_are_the_kinds_that_can_be_read():
-    assert set(PROBLEMS) == set(TASKS)
 
 
 def test_what_one_stage_alone_knows_stays_behind():

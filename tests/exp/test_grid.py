@@ -116,4 +116,4 @@ def test_the_demo_has_five_arms_of_one_budget():
     made = cells(load_raw(CONFIGS / "llmhalluc" / "e2e.yaml"))
     assert len(made) == 5
     assert {cell.raw["train"]["max_tokens"] for cell in made} == {2_100_000}
-    assert {cell.raw["data"]["sudoku_max_blanks"] for cell in made} == {11}
+    assert {cell.raw["data"]["task"]["max_blanks"] for cell in made} == {11}

@@ -11,9 +11,9 @@ from llmhalluc.exp import pictures, report, results
 from llmhalluc.exp.experiment import read_experiment
 from llmhalluc.exp.grid import cells
 from llmhalluc.exp.samples import load_decoder
-from llmhalluc.prompts.sudoku import build_tokenizer
 from llmhalluc.report.page import ENVIRONMENT
 from llmhalluc.report.pictures import INK
+from llmhalluc.tasks.sudoku.text import build_tokenizer
 from tests.exp import synthetic
 from tests.tiny import tiny_tokenizer
 

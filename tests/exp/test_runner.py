@@ -105,7 +105,7 @@ def test_finished_cells_are_kept_and_cells_can_be_added(moved, capsys):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda raw: raw["eval"].update(sudoku_count=50), "eval.sudoku_count"),
+        (lambda raw: raw["eval"].update(task_options={"sudoku": {"count": 50}}), "eval.task_options.sudoku.count"),
         (lambda raw: raw["exp"]["arms"]["block"].update({"backtrack.context": "block"}), "backtrack.context"),
     ],
 )

@@ -13,8 +13,8 @@ STEPS = 50
 
 def puzzles(count: int, seed: int = 0, blanks: tuple[int, int] = (8, 11)) -> Config:
     """The keys of the data section that generate 4×4 Sudoku."""
-    return {"dataset": "sudoku", "sudoku_size": 4, "sudoku_count": count, "sudoku_min_blanks": blanks[0],
-            "sudoku_max_blanks": blanks[1], "sudoku_seed": seed}  # fmt: skip
+    task = {"size": 4, "count": count, "min_blanks": blanks[0], "max_blanks": blanks[1], "seed": seed}
+    return {"dataset": "sudoku", "task": task}
 
 
 def fresh_model() -> Config:
@@ -94,7 +94,7 @@ def experiment(folder: Path) -> Config:
         "gen": {"max_new_tokens": 24, "backtrack_bias": 2.0},
         "selfgen": {"samples": 2, "locator": "departure"},
         "eval": {
-            "tasks": ["sudoku"], "sudoku_size": 4, "sudoku_count": 40, "sudoku_blanks": 4, "batch_size": 40,
+            "tasks": ["sudoku"], "task_options": {"sudoku": {"size": 4, "count": 40, "blanks": 4}}, "batch_size": 40,
             "variants": {"greedy": {"temperature": 0.0}, "sampled": {"temperature": 1.0}},
         },
         "exp": {
@@ -106,12 +106,12 @@ def experiment(folder: Path) -> Config:
                     "start": "sft", "rounds": 1, "data": {"converter": "selfgen", "max_samples": 40}, "train": stage
                 },
                 "dpo": {
-                    "start": "sft", "data": {"converter": "backtrack_dpo", "sudoku_seed": 1},
+                    "start": "sft", "data": {"converter": "backtrack_dpo", "task": {"seed": 1}},
                     "model": {"finetuning": "lora", "lora_r": 4},
                     "train": stage | {"stage": "dpo", "loss": "token", "keep_share": 0.3},
                 },
                 "grpo": {
-                    "start": "sft", "data.sudoku_seed": 1, "gen.backtrack_bias": 0.0,
+                    "start": "sft", "data.task.seed": 1, "gen.backtrack_bias": 0.0,
                     "train": stage | {"stage": "grpo", "num_generations": 8, "max_completion_length": 24},
                 },
             },

@@ -6,7 +6,7 @@ from llmhalluc.benchmark import config as benchmark
 from llmhalluc.extras.constant import EVAL_SPLITS
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams import trl_fields
-from llmhalluc.hparams.data_args import CONVERTERS, refuse_evaluation_split
+from llmhalluc.hparams.data_args import CONVERTERS, GENERIC_CONVERTERS, refuse_evaluation_split
 from llmhalluc.hparams.parser import SECTIONS, SEED, STAGES, build, section_keys
 
 # Every key by its dotted name; a key of `train` as its first stage knows it.
@@ -46,8 +46,9 @@ def sentences(raw: dict, *sections: str) -> list[str]:
         ({"backtrack": {"context": "blok"}},
          "backtrack.context is 'blok', expected one of soft, block, rewind"),
         ({"gen": {"context": "blok"}}, "gen.context is 'blok', expected one of soft, block, rewind"),
-        ({"data": {"sudoku_size": 5}}, "data.sudoku_size is 5, expected one of 4, 6"),
-        ({"eval": {"sudoku_size": 5}}, "eval.sudoku_size is 5, expected one of 4, 6"),
+        ({"data": {"task": {"size": 5}}}, "data.task.size is 5, expected one of 4, 6"),
+        ({"eval": {"task_options": {"sudoku": {"size": 5}}}},
+         "eval.task_options.sudoku.size is 5, expected one of 4, 6"),
         ({"data": {"converter": "x"}}, f"data.converter is 'x', expected one of {', '.join(CONVERTERS)}"),
         ({"eval": {"data_files": {"a": 1}}}, "eval.data_files is {'a': 1}, expected dict of str"),
         ({"eval": {"variants": {"a": {"temperatur": 1}}}},
@@ -56,13 +57,14 @@ def sentences(raw: dict, *sections: str) -> list[str]:
          "eval.variants.a.temperature is -1, expected a number in [0, inf)"),
         ({"model": {"name_or_path": "???"}}, "model.name_or_path is ???, a placeholder: give it a value"),
         ({"backtrack": {"min_run": 6}}, "backtrack.min_run is 6, more than backtrack.max_run 5"),
-        ({"data": {"sudoku_min_blanks": 12}},
-         "data.sudoku_min_blanks is 12 and data.sudoku_max_blanks is 11, expected min <= max <= 16, "
+        ({"data": {"task": {"min_blanks": 12}}},
+         "data.task.min_blanks is 12 and data.task.max_blanks is 11, expected min <= max <= 16, "
          "the cells of the grid"),
-        ({"data": {"sudoku_max_blanks": 17}},
-         "data.sudoku_min_blanks is 8 and data.sudoku_max_blanks is 17, expected min <= max <= 16, "
+        ({"data": {"task": {"max_blanks": 17}}},
+         "data.task.min_blanks is 8 and data.task.max_blanks is 17, expected min <= max <= 16, "
          "the cells of the grid"),
-        ({"eval": {"sudoku_blanks": 17}}, "eval.sudoku_blanks is 17, more than the grid's 16 cells"),
+        ({"eval": {"task_options": {"sudoku": {"blanks": 17}}}},
+         "eval.task_options.sudoku.blanks is 17, more than the grid's 16 cells"),
         ({"train": {"resume": True, "overwrite": True}},
          "train.resume and train.overwrite are both true: keep one"),
         ({"train": {"hub_token": "x"}},
@@ -120,7 +122,7 @@ def test_bounds_speak_of_keys_that_are_there_and_allow_the_defaults():
 def test_converters_are_those_of_the_data_room():
     from llmhalluc.data import manager
 
-    assert set(CONVERTERS) == set(manager.CONVERTERS)
+    assert set(GENERIC_CONVERTERS) == set(manager.GENERIC)
 
 
 def test_what_the_parser_fills_is_no_key():

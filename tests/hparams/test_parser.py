@@ -1,6 +1,7 @@
 """Reading a config: inheritance, overrides, round trips, and every mistake told at once."""
 
 import dataclasses
+import re
 import types
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.mapping import Key
 from llmhalluc.hparams.parser import SECTIONS, build, parse, read, resolved, section_keys
+from llmhalluc.hparams.task_args import option_groups
 from llmhalluc.hparams.yaml_files import load_raw, to_yaml
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=8) | st.sampled_from(
@@ -246,14 +248,16 @@ def test_help_lists_every_key_with_its_meaning(program, capsys):
         read(["--help"], program, used)
     shown = capsys.readouterr().out
     assert ended.value.code == 0
-    for section in used:
-        keys = section_keys(section)
-        rows = {row.split()[0]: row for row in shown.split("\n") if row.startswith(f"  {section}.")}
+    groups = {section: section_keys(section) for section in used}
+    groups |= {heading: keys for section in used for heading, (_, keys) in option_groups(section).items()}
+    for heading, keys in groups.items():
+        section = heading.partition(" ")[0]
+        rows = {row.split()[0]: row for row in shown.split("\n") if re.match(rf"  {section}\.\w+(\s|$)", row)}
         assert list(rows) == [f"{section}.{key}" for key in keys]
         starts = {name: row.rindex("  ") + 2 for name, row in rows.items()}
         assert len(set(starts.values())) == 1, "the meanings of a section stand under each other"
         for name, row in rows.items():
-            meaning = keys[name.partition(".")[2]].help.replace("%%", "%")
+            meaning = keys[name.rpartition(".")[2]].help.replace("%%", "%")
             assert meaning.startswith(row[starts[name] :]) and row[starts[name] :]
 
 

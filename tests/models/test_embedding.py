@@ -9,7 +9,7 @@ import torch
 from llmhalluc.hparams.model_args import ModelArguments
 from llmhalluc.models.embedding import START_VALUES, set_start_values
 from llmhalluc.models.patcher import add_token, fit_embeddings
-from llmhalluc.prompts.sudoku import build_tokenizer
+from llmhalluc.tasks.sudoku.text import build_tokenizer
 from tests.tiny import tiny_model, tiny_tokenizer
 
 ARGS = ModelArguments(token_init_noise=0.0)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmhalluc.prompts.math import clean_solution, extract_answer, is_correct, normalise_number, prompt_text
+from llmhalluc.prompts.math import clean_solution, extract_answer, normalise_number, prompt_text
+from llmhalluc.tasks.math.answers import is_correct
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
 from hypothesis import given
 
 from llmhalluc.backtrack import apply_backtracking
-from llmhalluc.prompts.sudoku import fill
 from llmhalluc.report.boards import frames, stepper
 from llmhalluc.report.traces import Shown
+from llmhalluc.tasks import TASKS, board_of
 from llmhalluc.tasks.base import Board, Cell
-from llmhalluc.tasks.sudoku_board import board, board_of
+from llmhalluc.tasks.sudoku.text import fill
 from tests.report.test_traces import BT, END, PUZZLE, SOLUTION, WORDS, N, bare_and_events, decode, traces
 
 DOC = {"puzzle": PUZZLE, "solution": SOLUTION}
@@ -17,7 +17,7 @@ def shown(ids, backtrack_id=BT, events=(), **more):
 
 
 def drawn(*arguments):
-    return frames(shown(*arguments), board)
+    return frames(shown(*arguments), TASKS["sudoku"].board)
 
 
 def digits(frame):

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmhalluc.backtrack import apply_backtracking
-from llmhalluc.prompts.sudoku import answer_text
 from llmhalluc.report.traces import pieces
+from llmhalluc.tasks.sudoku.text import answer_text
 from tests.exp.synthetic import tokens, wrong
 
 PUZZLE, SOLUTION = "12..34..21..43..", "1234341221434321"

@@ -14,22 +14,25 @@ from llmhalluc.reward import bt
 from llmhalluc.reward.bt import (
     SCORES,
     BacktrackRewardFunction,
-    Task,
     backtrack_efficiency,
     curriculum_weights,
     format_quality,
     mix,
-    outcome_accuracy,
     process_quality,
 )  # fmt: skip
 from llmhalluc.reward.erased import Erased, judge_erasures
+from llmhalluc.tasks import TASKS
 from tests.real import real_data
 from tests.reward.toy import BT, EOS, HONEST, MATH, MOVES, SUDOKU, Characters, Words, corrected
 
 
+def outcome_accuracy(text, task, record):
+    return int(TASKS[task].check(text, record).right)
+
+
 def parts(trace, problem):
     function = BacktrackRewardFunction(RewardArguments(), Words() if problem is SUDOKU else Characters(), BT)
-    sample = function.sample(trace, problem)
+    sample = function.sample(trace, *problem)
     return {name: score(sample) for name, score in SCORES.items()}
 
 
@@ -42,7 +45,7 @@ def call(args, step, traces, problem=MATH, logged=None, extra=None):
     function = BacktrackRewardFunction(args, Words() if problem is SUDOKU else Characters(), BT)
     return function(
         prompts=["p"] * n, completions=["decoded without BACKTRACKs #### 54"] * n, completion_ids=traces,
-        task=[problem.task] * n, question=[problem.question] * n, answer=[problem.answer] * n,
+        task=[problem[0]] * n, record=[problem[1]] * n,
         prompt_ids=[[5]] * n, key=["k"] * n, trainer_state=SimpleNamespace(global_step=step, max_steps=100),
         log_metric=None if logged is None else lambda name, value: logged.setdefault(name, value),
         log_extra=None if extra is None else lambda name, values: extra.setdefault(name, values),
@@ -62,7 +65,7 @@ def call(args, step, traces, problem=MATH, logged=None, extra=None):
     ],
 )  # fmt: skip
 def test_law6_the_answer_that_counts_and_its_form(text, outcome, form):
-    assert (outcome_accuracy(text, MATH), format_quality(text, MATH)) == (outcome, form)
+    assert (outcome_accuracy(text, *MATH), format_quality(text, *MATH)) == (outcome, form)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +86,7 @@ def test_law6_the_answer_that_counts_and_its_form(text, outcome, form):
     ],
 )
 def test_steps_count_that_lead_to_the_answer(text, process):
-    assert process_quality(text, MATH) == pytest.approx(process)
+    assert process_quality(text, *MATH) == pytest.approx(process)
 
 
 def test_an_honest_wrong_attempt_is_worth_more_than_a_guess_and_a_guess_more_than_nothing():
@@ -98,22 +101,22 @@ def test_stuffing_true_calculations_into_a_wrong_attempt_earns_nothing():
     wrong = "12*4 = 48\n48+6 = 53\n#### 53"
     stuffed = ["1+1 = 2\n2+1 = 3\n", "12+4 = 16\n16+6 = 22\n", "48+0 = 48\n", "5 * 7 = 35\n", "12*4 = 48\n" * 9,
                "12*4 = 48\n48+1 = 49\n49-1 = 48\n"]  # fmt: skip
-    assert all(process_quality(extra + wrong, MATH) <= process_quality(wrong, MATH) for extra in stuffed)
+    assert all(process_quality(extra + wrong, *MATH) <= process_quality(wrong, *MATH) for extra in stuffed)
 
 
 def test_sudoku_moves_are_counted_against_the_solution_and_the_blanks():
-    assert process_quality(MOVES, SUDOKU) == format_quality(MOVES, SUDOKU) == outcome_accuracy(MOVES, SUDOKU) == 1
+    assert process_quality(MOVES, *SUDOKU) == format_quality(MOVES, *SUDOKU) == outcome_accuracy(MOVES, *SUDOKU) == 1
     wrong = MOVES.replace("d4=1", "d4=2")
-    assert (process_quality(wrong, SUDOKU), format_quality(wrong, SUDOKU)) == (0.9, 1)
-    assert outcome_accuracy(wrong, SUDOKU) == 0
-    assert process_quality("c1=3", SUDOKU) == format_quality("c1=3", SUDOKU) == 0.1
-    assert process_quality("c1=3 " * 10, SUDOKU) == 0.1
-    assert process_quality("a1=1 b1=2", SUDOKU) == format_quality("a1=1 b1=2", SUDOKU) == 0
-    assert process_quality(MOVES + " junk" * 10, SUDOKU) == 0.5
+    assert (process_quality(wrong, *SUDOKU), format_quality(wrong, *SUDOKU)) == (0.9, 1)
+    assert outcome_accuracy(wrong, *SUDOKU) == 0
+    assert process_quality("c1=3", *SUDOKU) == format_quality("c1=3", *SUDOKU) == 0.1
+    assert process_quality("c1=3 " * 10, *SUDOKU) == 0.1
+    assert process_quality("a1=1 b1=2", *SUDOKU) == format_quality("a1=1 b1=2", *SUDOKU) == 0
+    assert process_quality(MOVES + " junk" * 10, *SUDOKU) == 0.5
 
 
 def test_erased_tokens_are_wrong_unknown_or_needless():
-    judge = lambda trace, problem, tokenizer: judge_erasures(trace, BT, lambda i: tokenizer.decode([i]), problem)  # noqa: E731
+    judge = lambda trace, problem, tokenizer: judge_erasures(trace, BT, lambda i: tokenizer.decode([i]), *problem)  # noqa: E731
     math = lambda *texts: judge(corrected(*texts), MATH, Characters())  # noqa: E731
     assert math("12*4 = ", "46 rolls", "48 rolls\n#### 54") == Erased(7, 0, 1)  # the 4 stands again
     assert math("12*4 = ", "48 rolls", "48 rolls\n#### 54") == Erased(0, 0, 8)
@@ -189,15 +192,15 @@ def test_trap7_answers_are_compared_and_not_positions():
     shifted = "First, " + HONEST
     close = HONEST[:-1] + "5"
     assert sum(a == b for a, b in zip(close, HONEST, strict=True)) == len(HONEST) - 1
-    assert outcome_accuracy(shifted, MATH) == 1 and outcome_accuracy(close, MATH) == 0
+    assert outcome_accuracy(shifted, *MATH) == 1 and outcome_accuracy(close, *MATH) == 0
 
 
 def test_trap7_unknown_tasks_and_a_run_without_an_end_are_errors():
-    with pytest.raises(ValueError, match="task is 'qa'"):
-        outcome_accuracy("a", Task("qa", "q", "a"))
+    with pytest.raises(KeyError, match="chess"):
+        outcome_accuracy("a", "chess", {"question": "q", "answer": "a"})
     function = BacktrackRewardFunction(RewardArguments(), Characters(), BT)
     with pytest.raises(ValueError, match="max_steps is 0"):
-        function([], [], [], [], [], [], trainer_state=SimpleNamespace(global_step=0, max_steps=0))
+        function([], [], [], trainer_state=SimpleNamespace(global_step=0, max_steps=0))
 
 
 def test_trap8_rewards_read_the_trace_and_log_every_component():
@@ -234,7 +237,7 @@ def test_a_million_characters_take_a_second(unit, problem):
     text = unit * (1_000_000 // len(unit))
     start = time.perf_counter()
     for score in (outcome_accuracy, process_quality, format_quality):
-        assert 0 <= score(text, problem) <= 1
+        assert 0 <= score(text, *problem) <= 1
     assert time.perf_counter() - start < 10  # seconds; about 1 on an idle core
 
 
@@ -249,8 +252,6 @@ def test_a_million_tokens_take_seconds(unit):
 def test_worked_solutions_score_high():
     with real_data("gsm8k/train.jsonl").open(encoding="utf-8") as lines:
         records = [json.loads(line) for line, _ in zip(lines, range(700), strict=False)]
-    tasks = [
-        (clean_solution(record["answer"]), Task("math", record["question"], record["answer"])) for record in records
-    ]
-    assert all(outcome_accuracy(text, task) == 1 == format_quality(text, task) for text, task in tasks)
-    assert sum(process_quality(text, task) for text, task in tasks) / len(tasks) > 0.9
+    tasks = [(clean_solution(record["answer"]), ("math", record)) for record in records]
+    assert all(outcome_accuracy(text, *task) == 1 == format_quality(text, *task) for text, task in tasks)
+    assert sum(process_quality(text, *task) for text, task in tasks) / len(tasks) > 0.9

@@ -14,6 +14,7 @@ from llmhalluc.hparams.reward_args import COMPONENTS, MARGIN, RewardArguments, l
 from llmhalluc.reward.bt import SCORES, BacktrackRewardFunction, curriculum_weights, mix
 from tests.reward.toy import BT, EOS, HONEST, MATH, MOVES, SUDOKU, Characters, Words
 
+QUESTIONS = {"math": MATH[1]["question"], "sudoku": SUDOKU[1]["puzzle"]}
 CASES = {"math": (MATH, Characters(), HONEST), "sudoku": (SUDOKU, Words(), MOVES)}
 PIECES = {
     "math": ["12*4 = 48 rolls\n", "48+6 = 54\n", "#### 54", "#### 5", "#### 53", "\n", "12*4 = 46", "46+6 = 52\n",
@@ -24,7 +25,7 @@ FUNCTIONS = {name: BacktrackRewardFunction(RewardArguments(), case[1], BT) for n
 
 
 def parts(name, trace):
-    sample = FUNCTIONS[name].sample(trace, CASES[name][0])
+    sample = FUNCTIONS[name].sample(trace, *CASES[name][0])
     return {part: float(score(sample)) for part, score in SCORES.items()}
 
 
@@ -118,7 +119,7 @@ def test_law5_an_error_changes_the_judgement_of_no_other_token(start, pieces, er
     for piece in pieces:
         trace += [BT] * piece if isinstance(piece, int) else encode(piece)
     longer = inject_error(trace, min(at, len(trace)), encode("".join(error)), BT)
-    before, after = (function.sample(ids, MATH).erased for ids in (trace, longer))
+    before, after = (function.sample(ids, *MATH).erased for ids in (trace, longer))
     assert all(many >= few for many, few in zip(after, before, strict=True))
     assert sum(after) == sum(before) + len("".join(error))
 
@@ -183,7 +184,7 @@ def edits(name, trace, rng):
             lambda: [],
             lambda: [BT] * rng.randrange(20),
             lambda: [*trace[:at], *[BT] * rng.randrange(5), *trace[at:]],
-            lambda: [*tokenizer.encode(CASES[name][0].question), *trace],
+            lambda: [*tokenizer.encode(QUESTIONS[name]), *trace],
         ]
     )()
 

@@ -1,13 +1,12 @@
 """Problems, a tokenizer of characters or words, and traces to reward."""
 
 from llmhalluc.backtrack import apply_backtracking
-from llmhalluc.reward.bt import Task
 
 BT, EOS = 1, 2
-MATH = Task("math", "A bakery sells 12 trays of 4 rolls and 6 pies. 5 * 7 = 35 is on a sign. How many pieces?",
-            "12*4 = <<12*4=48>>48 rolls\n48+6 = <<48+6=54>>54\n#### 54")  # fmt: skip
+MATH = ("math", {"question": "A bakery sells 12 trays of 4 rolls and 6 pies. 5 * 7 = 35 is on a sign. How many pieces?",
+                 "answer": "12*4 = <<12*4=48>>48 rolls\n48+6 = <<48+6=54>>54\n#### 54"})  # fmt: skip
 HONEST = "12*4 = 48 rolls\n48+6 = 54\n#### 54"
-SUDOKU = Task("sudoku", "12..34..2...4...", "1234341221434321")
+SUDOKU = ("sudoku", {"puzzle": "12..34..2...4...", "solution": "1234341221434321"})
 MOVES = "c1=3 d1=4 c2=1 d2=2 b3=1 c3=4 d3=3 b4=3 c4=2 d4=1"
 
 

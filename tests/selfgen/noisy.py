@@ -10,21 +10,21 @@ from llmhalluc.data.problems import Problem, load_problems
 from llmhalluc.extras.constant import BACKTRACK_TOKEN
 from llmhalluc.hparams.data_args import DataArguments
 from llmhalluc.hparams.parser import Config, build
-from llmhalluc.prompts import sudoku
+from llmhalluc.tasks import TASKS
 from tests.data.toy import sudoku_tokenizer
 from tests.tiny import tiny_model
 
-DATA = {"dataset": "sudoku", "converter": "sudoku", "sudoku_count": 12, "sudoku_min_blanks": 4, "sudoku_max_blanks": 6}
+DATA = {"dataset": "sudoku", "converter": "sudoku", "task": {"count": 12, "min_blanks": 4, "max_blanks": 6}}
 
 
 @cache
 def problems(count: int = 12) -> list[Problem]:
-    return load_problems(DataArguments(**DATA | {"sudoku_count": count}), sudoku_tokenizer())
+    return load_problems(DataArguments(**DATA | {"task": DATA["task"] | {"count": count}}), sudoku_tokenizer())
 
 
 def solution_ids(problem: Problem) -> list[int]:
     """The right moves row by row, without eos."""
-    return sudoku_tokenizer().convert_tokens_to_ids(sudoku.answer_text(problem.question, problem.answer).split())
+    return sudoku_tokenizer().convert_tokens_to_ids(TASKS["sudoku"].solution(problem.record).split())
 
 
 @cache

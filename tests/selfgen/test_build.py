@@ -88,7 +88,7 @@ WORDS = {
     "early": " Half of 48 is 48/2 = 22 of them. So 48+22 = 70.\n#### 70",
     "other way": " Let us see. Twice 3 is 2*24 = 48. So 48-24 = 25.\n#### 25",
 }
-BIRDS = Problem("train-0", "math", [5, 6], GSM8K[0]["question"], GSM8K[0]["answer"])
+BIRDS = Problem("train-0", "math", [5, 6], GSM8K[0])
 
 
 def said(text: str) -> list[int]:
@@ -170,14 +170,14 @@ def test_value_locates_by_the_share_of_right_rollouts():
 def test_a_step_that_is_right_after_all_is_not_erased():
     problem, tokenizer = problems(1)[0], sudoku_tokenizer()
     right = solution_ids(problem)
-    draft = build.Draft(problem, build.Splitter(tokenizer)(problem, [*right[:-1], 5]), 1)
+    draft = build.Attempt(problem, build.Splitter(tokenizer)(problem, [*right[:-1], 5]), 1)
     judged = build.judge([problem], [[]], tokenizer)
     assert build.traces([draft], judged, {}, FakeRollouts(tokenizer, lambda *_: [])) == []
 
 
 @pytest.mark.parametrize("answer", ["72", "72.0"])
 def test_a_mere_number_is_no_solution_to_go_on_with(answer):
-    assert build.reference(BIRDS._replace(answer=answer), bpe_tokenizer(), " ") is None
+    assert build.reference(BIRDS._replace(record=GSM8K[0] | {"answer": answer}), bpe_tokenizer(), " ") is None
 
 
 def test_a_trace_of_math_survives_right_for_any_number_of_steps():

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmhalluc.selfgen.locate import LOCATORS, Chain, Estimate, arithmetic, departure, value
+from llmhalluc.selfgen.locate import LOCATORS, Estimate, WrongSolution, arithmetic, departure, value
+from llmhalluc.tasks import TASKS
 
 
 def chain(texts, keys=None, right=()):
-    return Chain(texts, texts if keys is None else keys, right)
+    return WrongSolution(texts, texts if keys is None else keys, right, TASKS["math"].is_false)
 
 
 class Values:

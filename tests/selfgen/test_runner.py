@@ -148,7 +148,8 @@ def test_what_makes_no_sense_is_told_before_anything_is_loaded(tmp_path, monkeyp
     nowhere = tmp_path / "none"
     same = noisy.config(nowhere, tmp_path, selfgen__temperature=0.0)
     assert refusal(same).startswith("selfgen.temperature is 0 and selfgen.samples is 6")
-    assert "a Sudoku holds no equations" in refusal(noisy.config(nowhere, tmp_path, selfgen__locator="arithmetic"))
+    by_arithmetic = noisy.config(nowhere, tmp_path, selfgen__locator="arithmetic")
+    assert "the task sudoku holds no equations" in refusal(by_arithmetic)
 
 
 def test_law8_problems_of_an_evaluation_split_are_refused(model, tmp_path):

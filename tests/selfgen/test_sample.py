@@ -94,13 +94,13 @@ def test_rollouts_of_equal_prefixes_are_the_same_ones_and_are_verified(loaded, t
 
 
 def sampler_says(problem: Problem, ids: list[int]) -> bool:
-    board = list(problem.question)
+    board = list(problem.record["puzzle"])
     for word in sudoku_tokenizer().decode(ids, skip_special_tokens=True).split():
         cell = (int(word[1]) - 1) * 4 + "abcd".index(word[0]) if "=" in word else None
         if cell is None or board[cell] != ".":
             return False
         board[cell] = word[3]
-    return "".join(board) == problem.answer
+    return "".join(board) == problem.record["solution"]
 
 
 def test_too_little_room_is_told(loaded, tmp_path):

@@ -220,7 +220,7 @@ def test_reference_and_policy_are_scored_in_the_same_precision(tmp_path):
 def test_training_lowers_the_loss_and_raises_the_accuracy_of_the_rewards(tmp_path, loss):
     executor = DPOExecutor(
         dpo_config(
-            tmp_path, train__loss=loss, train__max_steps=40, train__logging_steps=10, data__sudoku_count=200,
+            tmp_path, train__loss=loss, train__max_steps=40, train__logging_steps=10, data__task={"count": 200},
             train__per_device_train_batch_size=8, train__learning_rate=0.003,
         )
     )  # fmt: skip
@@ -245,7 +245,7 @@ def test_tokens_and_pairs_are_counted_exactly_over_every_draw_once(tmp_path):
 
 
 def test_max_tokens_sets_the_steps(tmp_path):
-    executor = prepared(tmp_path, train__max_steps=None, train__max_tokens=12_000, data__sudoku_count=300)
+    executor = prepared(tmp_path, train__max_steps=None, train__max_tokens=12_000, data__task={"count": 300})
     executor.fit()
     assert executor.record()["tokens"] == pytest.approx(12_000, rel=0.03)
 
@@ -260,7 +260,7 @@ def result(folder: Path) -> tuple:
 def test_resumed_from_a_checkpoint_it_ends_like_an_unbroken_run(tmp_path, kind):
     options = dict(
         train__max_steps=19, train__save_strategy="steps", train__save_steps=5, train__logging_steps=4,
-        train__gradient_accumulation_steps=2, data__sudoku_count=40, train__loss="token",
+        train__gradient_accumulation_steps=2, data__task={"count": 40}, train__loss="token",
     )  # fmt: skip
     if kind == "lora":
         SFTExecutor(config(tmp_path / "base", train__max_steps=1)).run()
@@ -282,7 +282,9 @@ def test_ready_pairs_are_evaluated_and_any_loss_of_trl_runs(tmp_path):
     rows = [{"prompt": [4, 5 + i], "chosen": [8 + i, 69, 9, 2], "rejected": [10 + i, 2]} for i in range(12)]
     for name, part in (("train", rows[:8]), ("test", rows[8:])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    data = dict(data__dataset=str(tmp_path / "train.jsonl"), data__eval_dataset=str(tmp_path / "test.jsonl"))
+    data = dict(
+        data__task={}, data__dataset=str(tmp_path / "train.jsonl"), data__eval_dataset=str(tmp_path / "test.jsonl")
+    )
     executor = prepared(
         tmp_path / "run", **data, data__converter="dpo", train__loss_type=["sigmoid", "sft"], train__max_steps=4,
         train__eval_strategy="steps", train__eval_steps=2, train__label_smoothing=0.1,

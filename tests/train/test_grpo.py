@@ -27,7 +27,12 @@ from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 LOSS = inspect.getsource(GRPOTrainer._compute_loss)
 VOCABULARY, BT = 24, 23  # so few that bans, spent budgets and lifted bans are common
 PROBLEMS = [
-    Problem(f"train-{i}", "math", [4 + (i + j) % 18 for j in range(1 + 3 * i % 7)], f"question {i}", "#### 1")
+    Problem(
+        f"train-{i}",
+        "math",
+        [4 + (i + j) % 18 for j in range(1 + 3 * i % 7)],
+        {"question": f"question {i}", "answer": "#### 1"},
+    )
     for i in range(6)
 ]
 
@@ -39,7 +44,7 @@ def trl_losses() -> list[str]:
 
 def length(completion_ids, log_metric, **columns) -> list[float]:
     """A reward: how many tokens survive. It sees every column of a problem."""
-    assert columns["prompt_ids"] and columns["question"] and columns["task"][0] == "math"
+    assert columns["prompt_ids"] and columns["record"] and columns["task"][0] == "math"
     log_metric("reward/length", 1.0)
     return [float(len(apply_backtracking(ids, BT))) for ids in completion_ids]
 

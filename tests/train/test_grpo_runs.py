@@ -20,7 +20,7 @@ from tests.train.test_processes import torchrun
 
 GRPO = dict(
     train__stage="grpo", train__per_device_train_batch_size=8, train__num_generations=4, train__max_steps=4,
-    train__max_completion_length=10, train__learning_rate=0.001, data__sudoku_count=12, train__save_strategy="no",
+    train__max_completion_length=10, train__learning_rate=0.001, data__task={"count": 12}, train__save_strategy="no",
 )  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def test_two_processes_train_as_one_and_share_their_groups(tmp_path):
 @pytest.mark.parametrize("dotted, sentence", [
     (dict(train__max_tokens=100), "set train.max_steps"),
     (dict(train__num_generations=3), "a round has 8 rollouts"),
-    (dict(data__sudoku_count=1), "a round needs 2"),
+    (dict(data__task={"count": 1}), "a round needs 2"),
     (dict(train__use_vllm=True), "vllm is not installed"),
     (dict(train__reward_weights=[1.0]), "reward section"),
     (dict(train__resume=True, train__sync_ref_model=True), "no checkpoint holds"),

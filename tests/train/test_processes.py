@@ -15,7 +15,7 @@ from llmhalluc.train.sft import SFTExecutor
 from tests.train.tiny_run import raw
 
 OPTIONS = dict(train__max_steps=10, train__save_strategy="steps", train__save_steps=3, train__logging_steps=2,
-               data__sudoku_count=32)  # fmt: skip
+               data__task={"count": 32})  # fmt: skip
 
 
 def torchrun(folder: Path, config: dict) -> dict:

@@ -144,7 +144,7 @@ def test_evaluation_loss_is_a_mean_over_labels_however_rows_are_batched(tmp_path
 
 
 def test_max_tokens_sets_the_steps(tmp_path):
-    executor = prepared(tmp_path, train__max_steps=None, train__max_tokens=12_000, data__sudoku_count=300)
+    executor = prepared(tmp_path, train__max_steps=None, train__max_tokens=12_000, data__task={"count": 300})
     executor.fit()
     record = executor.record()
     assert record["tokens"] == pytest.approx(12_000, rel=0.03)

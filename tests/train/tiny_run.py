@@ -17,7 +17,7 @@ TINY: dict[str, Any] = {
         "device": "cpu",
         "dtype": "float64",
     },
-    "data": {"dataset": "sudoku", "converter": "sudoku_backtrack", "sudoku_count": 50},
+    "data": {"dataset": "sudoku", "converter": "sudoku_backtrack", "task": {"count": 50}},
     "backtrack": {"context": "block", "error_labels": "redirect"},
     "train": {
         "max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.01, "logging_steps": 1,

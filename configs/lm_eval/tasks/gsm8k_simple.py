@@ -1,8 +1,8 @@
-"""GSM8K: the prompt, the solution and the verdict are those of llmhalluc/prompts/math.py."""
+"""GSM8K: the prompt, the solution and the verdict are those of llmhalluc/tasks/math."""
 
-from llmhalluc.eval.metrics import math_match, text_overlap
+from llmhalluc.eval.metrics import text_overlap
 from llmhalluc.eval.tasks import require_columns
-from llmhalluc.prompts import math
+from llmhalluc.tasks import TASKS
 
 
 def records(dataset):
@@ -12,14 +12,14 @@ def records(dataset):
 
 def prompt(doc: dict) -> str:
     """The prompt that models are trained on."""
-    return math.prompt_text(doc["question"])
+    return TASKS["math"].prompt(doc)
 
 
 def solution(doc: dict) -> str:
     """The worked solution that models are trained on; its last line is `#### N`."""
-    return math.clean_solution(doc["answer"])
+    return TASKS["math"].solution(doc)
 
 
 def score(doc: dict, results: list[str]) -> dict[str, float]:
     """Strict and flexible match of a surviving text, and its overlap with the worked solution."""
-    return math_match(results[0], doc["answer"]) | text_overlap(results[0], solution(doc))
+    return TASKS["math"].metrics(results[0], doc) | text_overlap(results[0], solution(doc))

@@ -1,8 +1,8 @@
 """SVAMP as it comes from its authors (numbers as floats) or from the hub (numbers as text, other columns beside)."""
 
-from llmhalluc.eval.metrics import math_match
 from llmhalluc.eval.tasks import require_columns
 from llmhalluc.prompts import math
+from llmhalluc.tasks import TASKS
 
 
 def records(dataset):
@@ -18,4 +18,4 @@ def records(dataset):
 
 def score(doc: dict, results: list[str]) -> dict[str, float]:
     """Strict and flexible match of a surviving text, as for GSM8K."""
-    return math_match(results[0], doc["answer"])
+    return TASKS["math"].metrics(results[0], doc)

@@ -37,6 +37,12 @@ def gold_number(answer: str) -> Fraction | None:
     return math.extract_answer(answer) if number is None else number
 
 
+def is_correct(text: str, target: str, flexible: bool = False) -> bool:
+    """Return whether the answer that evaluation reads equals the target: a number, or a solution that ends in one."""
+    gold = gold_number(target)
+    return gold is not None and math.extract_answer(text, flexible) == gold
+
+
 def final_answer(text: str, words: bool = False) -> Answer | None:
     """The answer that counts: after the last `####`, else in the last `\\boxed{}`, else after the last "answer is".
 

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmhalluc.data import synthetic
-from llmhalluc.data.sudoku import search_trace
-from llmhalluc.data.synthetic import grid_split, grids_4, solutions, sudoku_records
 from llmhalluc.extras.errors import UserError
-from llmhalluc.prompts import sudoku
+from llmhalluc.tasks import TASKS
+from llmhalluc.tasks.sudoku import generate as synthetic
+from llmhalluc.tasks.sudoku import text as sudoku
+from llmhalluc.tasks.sudoku.generate import grid_split, grids_4, solutions, sudoku_records
+from llmhalluc.tasks.sudoku.search import search_trace
 from tests.data.toy import SUDOKU, converter
 
 PINNED = ["1324423134122143", "3142241343211234", "3421213412434312", "4123324123141432", "4213312413422431",
@@ -55,7 +56,7 @@ def test_puzzles_have_one_solution_and_the_blanks_asked_for(size, low, high):
     assert {record["puzzle"].count(".") for record in records} == set(range(low, high + 1))
     for record in records:
         assert solutions(record["puzzle"], size, most=2) == [record["solution"]]
-        assert sudoku.check(record["puzzle"], sudoku.answer_text(record["puzzle"], record["solution"]))
+        assert TASKS["sudoku"].check(TASKS["sudoku"].solution(record), record).right
 
 
 @pytest.mark.parametrize("size", [4, 6])
@@ -91,7 +92,7 @@ def test_puzzles_depend_on_the_seed_alone(monkeypatch):
 
 
 def test_too_much_asked_for_is_refused():
-    with pytest.raises(UserError, match=r"only 0 distinct 4×4 puzzles with 13 blanks .* lower data.sudoku_max_blanks"):
+    with pytest.raises(UserError, match=r"only 0 distinct 4×4 puzzles with 13 blanks .* lower data.task.max_blanks"):
         sudoku_records(1, 4, 13, 13, "train", 20, seed=0)
     with pytest.raises(UserError, match="change it"):
         sudoku_records(1, 4, 8, 8, "test", 0, seed=0)

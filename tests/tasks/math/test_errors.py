@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmhalluc.backtrack import apply_backtracking
-from llmhalluc.data.gsm8k import evaluate, symbols_of, write_like, wrong_number
+from llmhalluc.tasks.math.errors import evaluate, symbols_of, write_like, wrong_number
 from tests.data.toy import GSM8K, QA, bpe_tokenizer, converter, erased_positions
 from tests.real import real_data
 
@@ -71,7 +71,7 @@ class Fixed(Random):
 def test_a_wrong_result_is_carried_on(record, step, at, digit, error):
     made = converter("gsm8k_backtrack")
     encoded, (_, answer) = made.encode(GSM8K[record]), made.texts(GSM8K[record])
-    start, ids = made.error(encoded, step, 1000, Fixed(at, digit))
+    start, ids = made.token_errors.error(encoded, step, 1000, Fixed(at, digit))
     written = TOKENIZER.decode([*encoded["completion_ids"][:start], *ids])
     assert ids_of(written) == [*encoded["completion_ids"][:start], *ids]  # as a model would write it
     number = encoded["numbers"][encoded["steps"][step][0]]
@@ -84,7 +84,7 @@ def test_a_run_ends_where_nobody_could_write_on():
     record = {"question": "?", "answer": "3-2 = <<3-2=1>>1 and 6/1 = <<6/1=6>>6.\n#### 6"}
     made = converter("gsm8k_backtrack")
     encoded = made.encode(record)
-    start, ids = made.error(encoded, 0, 1000, Fixed(0, 0))
+    start, ids = made.token_errors.error(encoded, 0, 1000, Fixed(0, 0))
     assert TOKENIZER.decode([*encoded["completion_ids"][:start], *ids]) == " 3-2 = 0 and 6/0 ="
 
 
@@ -117,7 +117,7 @@ def test_the_error_parts_from_the_right_text_at_its_first_token():
         encoded = made.encode(record)
         for seed in range(100):
             for step in range(len(encoded["steps"])):
-                at, error = made.error(encoded, step, 5, Random(seed))
+                at, error = made.token_errors.error(encoded, step, 5, Random(seed))
                 assert error
                 assert error[0] != encoded["completion_ids"][at]
 

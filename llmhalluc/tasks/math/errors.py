@@ -1,4 +1,4 @@
-"""GSM8K: worked solutions, clean or with wrong intermediate results that are carried on and then erased.
+"""Wrong intermediate results of worked solutions, carried on and then erased.
 
 Calculator marks (`48/2 = <<48/2=24>>24 clips`) say which number is a result and how it came about. They are
 not trained on; they let a wrong result change what is computed from it.
@@ -6,16 +6,16 @@ not trained on; they let a wrong result change what is computed from it.
 
 import operator
 import re
+from collections.abc import Callable
 from random import Random
-from typing import Any
-
-from tokenizers import Encoding
+from typing import TYPE_CHECKING, Any
 
 from llmhalluc.backtrack import inject_error
-from llmhalluc.data.base import DatasetConverter, column
-from llmhalluc.data.errors import ErrorRuns
-from llmhalluc.extras.errors import UserError
 from llmhalluc.prompts import math
+from llmhalluc.tasks.base import Runs
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
 
 _NUMBER = re.compile(math.DIGITS)
 _SYMBOL = re.compile(r"[0-9]+\.?[0-9]*|\.[0-9]+|[-+*/()]")
@@ -23,37 +23,22 @@ _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": oper
 _BINDING = {"+": 1, "-": 1, "*": 2, "/": 2}
 _MOST_SYMBOLS = 100  # of an expression that is evaluated
 _LARGEST = 1e12  # what is computed from a wrong number stays below this
-_ANCHOR = "\n"  # stands before a number that is tokenised alone
 
 
-class GSM8KConverter(DatasetConverter):
-    """Columns `question` and `answer`; marks removed, the last line normalised to `#### N`."""
-
-    def texts(self, record: dict[str, Any]) -> tuple[str, str]:
-        question = column(record, "question", f"data.converter {self.data.converter}")
-        answer = column(record, "answer", f"data.converter {self.data.converter}")
-        return math.prompt_text(question), self.delimiter + math.clean_solution(answer)
-
-
-class GSM8KBacktrackConverter(GSM8KConverter):
+class CarriedErrors:
     """A step's result is changed and carried on, then erased: `rate` × tokens such runs, at most one a step.
 
     A run is the wrong number and, after it, as many tokens as the `backtrack` section draws. It is spliced from
     the clean ids, exactly what survives; only the numbers that differ are tokenised, each once.
     """
 
-    offsets = True
+    needs = "calculator marks (<<1+1=2>>)"
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.errors = ErrorRuns(self.tokenizer, self.backtrack_id, self.backtrack)
-        if not self.tokenizer.is_fast:
-            raise UserError("data.converter gsm8k_backtrack needs a fast tokenizer: set model.tokenizer")
-        self.number_ids: dict[str, list[int]] = {}
-        self.anchor = self.tokenizer.backend_tokenizer.encode(_ANCHOR, add_special_tokens=False).ids
+    def __init__(self, runs: Runs, ids_of: Callable[[str], list[int]], delimiter: str):
+        self.runs, self.ids_of, self.delimiter = runs, ids_of, delimiter
 
-    def details(self, record: dict[str, Any], answer: str, encoding: Encoding) -> dict[str, Any]:
-        """`numbers`, from the first result on: (first token, token after the last, these tokens' text before the
+    def details(self, record: dict[str, Any], answer: str, encoding: "Encoding") -> dict[str, Any]:
+        """Return `numbers`, from the first result on: (first token, token after the last, these tokens' text before the
         number, the number, text after it). `steps`: (index into `numbers`, the expression it is the result of).
         """
         at, results = len(self.delimiter), {}
@@ -82,11 +67,33 @@ class GSM8KBacktrackConverter(GSM8KConverter):
 
     def corrupt(self, encoded: dict[str, Any], rng: Random, progress: float) -> list[int]:
         ids = trace = encoded["completion_ids"]
-        longest = self.errors.longest(progress)
-        for step in reversed(self.errors.places(range(len(encoded["steps"])), len(ids), rng)):
-            at, error = self.error(encoded, step, self.errors.length(rng, longest), rng)
-            trace = inject_error(trace, at, self.errors.nest(error, longest, rng), self.backtrack_id)
+        longest = self.runs.longest(progress)
+        for step in reversed(self.runs.places(range(len(encoded["steps"])), len(ids), rng)):
+            at, error = self.error(encoded, step, self.runs.length(rng, longest), rng)
+            trace = inject_error(trace, at, self.runs.nest(error, longest, rng), self.runs.backtrack_id)
         return trace
+
+    def pair(self, encoded: dict[str, Any], longest: int, rng: Random) -> tuple[int, list[int], list[int]] | None:
+        """Return a wrong result and as many tokens as the section draws, and how it is carried on to the last line.
+
+        None where what follows from it makes no sense (a negative number of hens).
+        """
+        steps, numbers, ids = encoded["steps"], encoded["numbers"], encoded["completion_ids"]
+        if not steps:
+            return None
+        step, length, seed = int(rng.random() * len(steps)), self.runs.length(rng, longest), rng.random()
+        at, run = self.error(encoded, step, length, Random(seed))
+        _, whole = self.error(encoded, step, 2 * len(ids), Random(seed))
+        last = len(numbers) - 1
+        if steps[step][0] < last:
+            between = ids[
+                numbers[last - 1][1] : numbers[last][0]
+            ]  # "####" among them: there once, and there at the end
+            if not any(whole[i : i + len(between)] == between for i in range(len(whole))):
+                return None
+        if not run or whole[: len(run)] != run:
+            return None
+        return at, self.runs.nest(run, longest, rng), [*whole[len(run) :], ids[-1]]
 
     def error(self, encoded: dict[str, Any], step: int, length: int, rng: Random) -> tuple[int, list[int]]:
         """Where the answer with a wrong result of `step` parts from the right one, and its ids from there on:
@@ -96,7 +103,7 @@ class GSM8KBacktrackConverter(GSM8KConverter):
         index, expression = encoded["steps"][step]
         begin, done, before, right, after = numbers[index]
         wrong = wrong_number(right, symbols_of(expression), rng)
-        error = list(self._number_ids(before + wrong + after))
+        error = list(self.ids_of(before + wrong + after))
         length += len(error)
         changed, results = {_value(right): _value(wrong)}, dict(encoded["steps"][step + 1 :])
         for i in range(index + 1, len(numbers)):
@@ -115,20 +122,13 @@ class GSM8KBacktrackConverter(GSM8KConverter):
             if (value := changed.get(_value(number))) is None:
                 error += ids[start:stop]
             else:
-                error += self._number_ids(before + write_like(value, number) + after)
+                error += self.ids_of(before + write_like(value, number) + after)
             done = stop
         error += ids[done : min(done + length - len(error), len(ids) - 1)]  # never the eos
         same = 0
         while same < len(error) and error[same] == ids[begin + same]:
             same += 1
         return begin + same, error[same:length]
-
-    def _number_ids(self, text: str) -> list[int]:
-        """Ids of a number in the middle of a text, remembered: the same ones come again and again."""
-        if text not in self.number_ids:
-            ids = self.tokenizer.backend_tokenizer.encode(_ANCHOR + text, add_special_tokens=False).ids
-            self.number_ids[text] = ids[len(self.anchor) :] if ids[: len(self.anchor)] == self.anchor else ids
-        return self.number_ids[text]
 
 
 def wrong_number(right: str, symbols: list[str], rng: Random) -> str:

@@ -13,7 +13,7 @@ from random import Random
 import numpy as np
 
 from llmhalluc.extras.errors import UserError
-from llmhalluc.prompts.sudoku import cell_units
+from llmhalluc.tasks.sudoku.text import cell_indices
 
 _CHUNK = 4096  # masks that are tried at a time, 4×4
 _TRIES = 300  # rejected puzzles, on average for each one kept, after which there are too few
@@ -100,13 +100,6 @@ def _flip(free: list[int], units: tuple[int, int, int], bit: int) -> None:
 
 
 @cache
-def cell_indices(size: int) -> tuple[tuple[int, int, int], ...]:
-    """Row, column and box of each cell as indices into one list of 3 × size."""
-    places = (cell_units(size, cell) for cell in range(size * size))
-    return tuple((row, size + column, 2 * size + box) for row, column, box in places)
-
-
-@cache
 def grids_4() -> tuple[str, ...]:
     """All 288 solved grids of 4×4."""
     return tuple(sorted(solutions("." * 16, 4, most=1000)))
@@ -116,7 +109,7 @@ def _puzzles_4(count, min_blanks, max_blanks, split, percent, rng) -> list[tuple
     grids = np.array([list(map(int, grid)) for grid in grids_4()])  # (288, 16)
     ours = np.array([i for i, grid in enumerate(grids_4()) if grid_split(grid, percent) == split])
     if not len(ours):
-        raise UserError(f"data.sudoku_test_percent is {percent} and leaves no 4×4 grid to {split}: change it")
+        raise UserError(f"data.task.test_percent is {percent} and leaves no 4×4 grid to {split}: change it")
     one_hot = np.eye(4, dtype=np.float32)[grids - 1]  # (288, 16, 4)
     wanted = np.bincount(rng.integers(min_blanks, max_blanks + 1, count), minlength=17)
     puzzles: list[tuple[str, str]] = []
@@ -137,7 +130,7 @@ def _puzzles_4(count, min_blanks, max_blanks, split, percent, rng) -> list[tuple
         else:
             raise UserError(
                 f"only {len(kept)} distinct 4×4 puzzles with {blanks} blanks and one solution were found for "
-                f"{split}, {wanted[blanks]} are wanted: lower data.sudoku_max_blanks or data.sudoku_count"
+                f"{split}, {wanted[blanks]} are wanted: lower data.task.max_blanks or data.task.count"
             )
         puzzles += list(kept.items())[: wanted[blanks]]
     return [puzzles[i] for i in rng.permutation(count)]
@@ -152,6 +145,4 @@ def _puzzle_6(min_blanks, max_blanks, split, percent, seed, number) -> tuple[str
         puzzle = "".join("." if i in empty else digit for i, digit in enumerate(grid))
         if grid_split(grid, percent) == split and len(solutions(puzzle, 6)) == 1:
             return puzzle, grid
-    raise UserError(
-        f"no 6×6 puzzle with {blanks} blanks and one solution was found: lower data.sudoku_max_blanks to 24"
-    )
+    raise UserError(f"no 6×6 puzzle with {blanks} blanks and one solution was found: lower data.task.max_blanks to 24")

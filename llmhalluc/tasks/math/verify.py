@@ -1,7 +1,7 @@
 """Answers that are no plain numbers, compared by math-verify in a process of its own with a time limit.
 
 sympy may compute for ever, and its own alarm does not reach into C code: the process is killed instead. It is started
-by the first question and used again. `python -m llmhalluc.reward.verify` is that process: lines of JSON in and out.
+by the first comparison and used again: `python -m llmhalluc.tasks.math.verify`, with lines of JSON in and out.
 """
 
 import atexit
@@ -17,20 +17,16 @@ _LONGEST = 1000  # characters of an answer; a longer one is not verified
 
 
 class Verifier:
-    """Whether two answers are the same; `timeouts` counts those that were not verified for want of time.
+    """Whether two answers are the same; start: seconds until the process is ready."""
 
-    limit: seconds for one question; start: seconds until the process is ready.
-    """
-
-    def __init__(self, limit: float = 5.0, start: float = 120.0, command: tuple[str, ...] = ()):
-        self.limit, self.start = limit, start
-        self.command = command or (sys.executable, "-m", "llmhalluc.reward.verify")
-        self.timeouts = 0
+    def __init__(self, start: float = 120.0, command: tuple[str, ...] = ()):
+        self.start = start
+        self.command = command or (sys.executable, "-m", "llmhalluc.tasks.math.verify")
         self._process: subprocess.Popen | None = None
         atexit.register(self.close)
 
-    def verify(self, gold: str, answer: str) -> bool:
-        """Whether `answer` equals `gold`; False when the limit passes, which kills the process.
+    def verify(self, gold: str, answer: str, limit: float = 5.0) -> bool | None:
+        """Return whether `answer` equals `gold`; None when `limit` seconds pass, which kills the process.
 
         Raises ValueError for a gold answer that cannot be read, RuntimeError where the process fails.
         """
@@ -50,11 +46,10 @@ class Verifier:
             self._process.stdin.flush()
         except BrokenPipeError:
             self._fail()
-        reply = self._read(self.limit)
+        reply = self._read(limit)
         if reply is None:
-            self.timeouts += 1
             self.close()
-            return False
+            return None
         if "error" in reply:
             raise ValueError(f"the problem's answer {gold!r} cannot be read: {reply['error']}")
         return reply["same"]

@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmhalluc.data.problems import Problem
-from llmhalluc.selfgen.steps import Splitter, follow, numbers, step_ends
+from llmhalluc.selfgen.split import Splitter, follow
+from llmhalluc.tasks import TASKS
+from llmhalluc.tasks.math.task import numbers
 from tests.data.toy import bpe_tokenizer, sudoku_tokenizer
 from tests.selfgen.noisy import problems, solution_ids
 
-MATH = Problem("train-0", "math", [1], "How many?", "48+24 = 72 birds.\n#### 72")
+MATH = Problem("train-0", "math", [1], {"question": "How many?", "answer": "48+24 = 72 birds.\n#### 72"})
 SPLIT = Splitter(bpe_tokenizer())
 PIECES = [
     "There are 24 ducks",
@@ -71,7 +73,7 @@ def test_a_step_is_a_line_or_a_sentence():
 
 
 def test_a_boundary_within_a_token_goes_behind_it():
-    assert step_ends(["One", ".\nTw", "o", ".", "\n"]) == [2, 5]
+    assert TASKS["math"].step_ends(["One", ".\nTw", "o", ".", "\n"]) == [2, 5]
 
 
 def test_a_move_of_sudoku_is_a_step_and_its_key_says_whether_it_is_right_and_new():

@@ -8,8 +8,10 @@ from math import isqrt
 from operator import eq
 from typing import TYPE_CHECKING
 
+from llmhalluc.tasks.base import word_tokenizer
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase
 
 BOX = {4: (2, 2), 6: (2, 3)}  # size: rows and columns of a box
 SOLVE = "solve"
@@ -35,7 +37,7 @@ def answer_text(puzzle: str, solution: str) -> str:
 
 def fill(puzzle: str, completion: str) -> str | None:
     """The board after the moves of `completion`; None where a word is no move or its cell is taken."""
-    moves, board = _moves(isqrt(len(puzzle))), list(puzzle)
+    moves, board = all_moves(isqrt(len(puzzle))), list(puzzle)
     for word in completion.split():
         cell, digit = moves.get(word, (None, ""))
         if cell is None or board[cell] != ".":
@@ -45,14 +47,15 @@ def fill(puzzle: str, completion: str) -> str | None:
 
 
 @cache
-def _moves(size: int) -> dict[str, tuple[int, str]]:
+def all_moves(size: int) -> dict[str, tuple[int, str]]:
+    """Every move of a board with its cell and its digit."""
     return {cell_token(size, i, d): (i, str(d)) for i in range(size * size) for d in range(1, size + 1)}
 
 
-def check(puzzle: str, completion: str) -> bool:
-    """Whether the surviving text `completion` fills every blank and no row, column or box holds a digit twice."""
-    board = fill(puzzle, completion)
-    return board is not None and "." not in board and not conflicts(board)
+@cache
+def move_texts(size: int) -> tuple[tuple[str, ...], ...]:
+    """The moves by cell and digit, a space before each: `move_texts(4)[5][3]` is ` b2=3`."""
+    return tuple(tuple(f" {cell_token(size, i, d)}" for d in range(size + 1)) for i in range(size * size))
 
 
 def conflicts(board: str) -> set[int]:
@@ -78,15 +81,13 @@ def cell_units(size: int, cell: int) -> tuple[int, int, int]:
     return row, column, row // rows * rows + column // columns
 
 
-def build_tokenizer(size: int) -> "PreTrainedTokenizerFast":
-    """One token a move and `solve`; `<pad>` 0, `<bos>` 1, `<eos>` 2, `<unk>` 3; BACKTRACK is added by the model."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+@cache
+def cell_indices(size: int) -> tuple[tuple[int, int, int], ...]:
+    """Row, column and box of each cell as indices into one list of 3 × size."""
+    places = (cell_units(size, cell) for cell in range(size * size))
+    return tuple((row, size + column, 2 * size + box) for row, column, box in places)
 
-    tokens = ["<pad>", "<bos>", "<eos>", "<unk>", SOLVE, *_moves(size)]
-    inner = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+
+def build_tokenizer(size: int) -> "PreTrainedTokenizerBase":
+    """One token a move and `solve`."""
+    return word_tokenizer([SOLVE, *all_moves(size)])

@@ -7,9 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from llmhalluc.prompts.sudoku import answer_text, build_tokenizer, check, conflicts, fill, peers, prompt_text
+from llmhalluc.tasks import TASKS
+from llmhalluc.tasks.sudoku.text import answer_text, build_tokenizer, conflicts, fill, peers, prompt_text
 
 PUZZLE, SOLUTION = "4...1......42.1.", "4231134231242413"
+
+
+def check(puzzle: str, text: str) -> bool:
+    return TASKS["sudoku"].check(text, {"puzzle": puzzle, "solution": SOLUTION}).right
+
+
 SIX = "641523352164164235235641523416416352"
 
 

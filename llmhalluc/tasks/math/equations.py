@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from llmhalluc.prompts.math import DIGITS
-from llmhalluc.reward.expressions import Side, Token, evaluate
+from llmhalluc.tasks.math.expressions import Side, Token, evaluate
 
 _REACH = 200  # characters of a side
 _MOST_SIGNS = 5000  # equals signs of a text that are looked at

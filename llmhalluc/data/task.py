@@ -1,0 +1,201 @@
+"""The converters of a task (llmhalluc/tasks): its clean solutions, and its errors or searches with what is erased."""
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from random import Random
+from typing import Any
+
+from tokenizers import Encoding
+from transformers import PreTrainedTokenizerBase
+
+from llmhalluc.data.backtrack import Decision, ErringConverter
+from llmhalluc.data.base import BacktrackDatasetConverter, Ids, column, tokenise
+from llmhalluc.extras.errors import UserError
+from llmhalluc.hparams.task_args import task_options
+from llmhalluc.tasks import CONVERTERS, TASKS
+from llmhalluc.tasks.base import ERASE, Piece, Record
+
+_ANCHOR = "\n"  # stands before a text that is tokenised alone
+
+
+class MoveTokens:
+    """The ids of a task's moves and solutions; `delimiter` precedes the first move in the place of white space.
+
+    Raises UserError for a tokenizer that has not a token for each move, where the task needs that.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, delimiter: str, task: str):
+        self.tokenizer, self.delimiter, self.task = tokenizer, delimiter, task
+        self.known: dict[str, Ids] = {}
+        ((self.anchor,), _) = tokenise(tokenizer, [_ANCHOR], special_tokens=False)
+
+    def of(self, text: str, first: bool = False) -> Ids:
+        """Return the ids of a text in the middle of a completion, or of its first move: the same ones come often."""
+        text = self.delimiter + text.lstrip() if first else text
+        if text not in self.known:
+            self.known[text] = self._alone(text)
+        return self.known[text]
+
+    def of_moves(self, moves: Iterable[str], n_before: int = 0) -> list[Ids]:
+        """Return the ids of each move; `n_before` moves stand before the first."""
+        return [self.of(move, first=i == 0) for i, move in enumerate(moves, n_before)]
+
+    def of_solution(self, record: Record) -> Ids:
+        """Return the ids of the clean solution, without eos."""
+        if TASKS[self.task].can("moves"):
+            return _joined(self.of_moves(TASKS[self.task].moves(record)))
+        text = self.delimiter + TASKS[self.task].solution(record)
+        return tokenise(self.tokenizer, [text], special_tokens=False)[0][0]
+
+    def _alone(self, text: str) -> Ids:
+        (ids,), _ = tokenise(self.tokenizer, [_ANCHOR + text], special_tokens=False)
+        n = len(self.anchor)
+        ids = ids[n:] if ids[:n] == self.anchor else ids
+        task = TASKS[self.task]
+        if task.one_token_moves and (len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id):
+            raise UserError(
+                f"the task {self.task} needs a tokenizer with a token for each move such as {text.strip()}: set "
+                f"model.tokenizer to {' or '.join(task.tokenizers)}"
+            )
+        return ids
+
+
+class TaskConverter(BacktrackDatasetConverter):
+    """The task's prompt and clean solution; `task` is the name of one in TASKS, else `data.converter` says it.
+
+    Raises UserError for a record that is none of the task's, or that is for evaluation alone (law 8).
+    """
+
+    def __init__(self, *args, task: str | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.task_name = task or CONVERTERS[self.data.converter]
+        self.options = task_options(self.data, self.task_name)
+        self.tokens = MoveTokens(self.tokenizer, self.delimiter, self.task_name)
+
+    @property
+    def task(self) -> Any:
+        """The task; a converter that is sent to another process holds its name alone."""
+        return TASKS[self.task_name]
+
+    def read(self, record: dict[str, Any]) -> Record:
+        """Return the columns of the task."""
+        for name in self.task.columns:
+            column(record, name, f"data.converter {self.data.converter}")
+        found = self.task.read(record)
+        wrong = self.task.invalid(found, self.options)
+        if wrong is None and self.training:
+            wrong = self.task.held_out(found, self.options)
+        if wrong is not None:
+            raise UserError(f"data.dataset {self.data.dataset} has {wrong}")
+        return found
+
+    def texts(self, record: dict[str, Any]) -> tuple[str, str]:
+        return self.task.prompt(record), self.delimiter + self.task.solution(record)
+
+    def encode_batch(self, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return super().encode_batch([self.read(record) for record in records])
+
+    def answer_ids(
+        self, records: Sequence[Record], answers: Sequence[str]
+    ) -> tuple[list[Ids], Sequence[Encoding | None]]:
+        if not self.task.can("moves"):
+            return super().answer_ids(records, answers)
+        return [self.tokens.of_solution(record) for record in records], [None] * len(records)
+
+
+class TaskBacktrackConverter(ErringConverter, TaskConverter):
+    """The task's errors, erased: dead ends of its search, errors that it puts into ids, or else random error runs."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.token_errors = None
+        if self.task.can("token_errors"):
+            if not self.tokenizer.is_fast:
+                raise UserError(f"data.converter {self.data.converter} needs a fast tokenizer: set model.tokenizer")
+            self.token_errors = self.task.token_errors(self.errors, self.tokens.of, self.delimiter)
+        self.offsets = self.token_errors is not None
+
+    def details(self, record: Record, answer: str, encoding: Encoding | None) -> dict[str, Any]:
+        if self.token_errors is not None:
+            return self.token_errors.details(record, answer, encoding)
+        return {"record": record} if self.task.can("search") else {}
+
+    def check(self, encoded: Sequence[dict[str, Any]]) -> None:
+        if self.token_errors is not None and encoded and not any(item["steps"] for item in encoded):
+            raise UserError(
+                f"data.dataset {self.data.dataset} has no {self.token_errors.needs}, which data.converter "
+                f"{self.data.converter} makes its errors from: name data that has, or data.converter=backtrack"
+            )
+
+    def corrupt(self, encoded: dict[str, Any], rng: Random, progress: float) -> Ids:
+        if self.token_errors is not None:
+            return self.token_errors.corrupt(encoded, rng, progress)
+        if self.task.can("search"):
+            runs = self.search_ids(self.task.search(encoded["record"], rng))
+            return _joined(runs) + encoded["completion_ids"][-1:]
+        return super().corrupt(encoded, rng, progress)
+
+    def erase(self, encoded: dict[str, Any], rng: Random, progress: float) -> Decision | None:
+        """Return an error of the task's, or a dead end: chosen turns back, rejected makes wrong moves."""
+        if self.token_errors is not None:
+            found = self.token_errors.pair(encoded, self.errors.longest(progress), rng)
+            return found and self.at_error(encoded["completion_ids"], *found)
+        if not self.task.can("search"):
+            return super().erase(encoded, rng, progress)
+        pieces = self.task.search(encoded["record"], rng)
+        turns = [k for k in range(1, len(pieces)) if pieces[k] is ERASE and pieces[k - 1] is not ERASE]
+        if not turns:
+            return None
+        k = turns[int(rng.random() * len(turns))]
+        standing = _standing(pieces[:k])
+        wrong = self.task.wrong_moves(encoded["record"], standing, rng)
+        return self._decision(encoded, pieces, k, self.tokens.of_moves(wrong, len(standing)))
+
+    def keep(self, encoded: dict[str, Any], rng: Random, progress: float) -> Decision | None:
+        """Return a place of a search where a move is left: chosen makes it, rejected erases the last one."""
+        if not self.task.can("search"):
+            return super().keep(encoded, rng, progress)
+        pieces, places, depth = self.task.search(encoded["record"], rng), [], 0
+        for k, piece in enumerate(pieces):
+            if piece is not ERASE and depth:
+                places.append(k)
+            depth += -1 if piece is ERASE else 1
+        if not places:
+            return None
+        k = places[int(rng.random() * len(places))]
+        *before, last = _standing(pieces[:k])
+        wrong = self.task.wrong_moves(encoded["record"], before, rng, instead_of=last)
+        erasing = [self.errors.backtrack_id] * len(self.tokens.of(last, first=not before))
+        return self._decision(encoded, pieces, k, [erasing, *self.tokens.of_moves(wrong, len(before))])
+
+    def search_ids(self, pieces: Sequence[Piece]) -> list[Ids]:
+        """Return the ids of each piece: a move's own, and as many BACKTRACKs for the ERASE that takes it back."""
+        runs: list[Ids] = []
+        standing: list[int] = []  # tokens of each move that stands
+        for piece in pieces:
+            if piece is ERASE:
+                runs.append([self.errors.backtrack_id] * standing.pop())
+            else:
+                runs.append(self.tokens.of(piece, first=not standing))
+                standing.append(len(runs[-1]))
+        return runs
+
+    def _decision(self, encoded: dict[str, Any], pieces: Sequence[Piece], k: int, wrong: Iterable[Ids]) -> Decision:
+        """Return a search that is cut before piece `k`, its rest, and the ids of what goes on wrongly."""
+        runs, end = self.search_ids(pieces), encoded["completion_ids"][-1:]
+        return Decision(_joined(runs[:k]), _joined(runs[k:]) + end, _joined(wrong) + end)
+
+
+def _joined(runs: Iterable[Ids]) -> Ids:
+    return list(chain.from_iterable(runs))
+
+
+def _standing(pieces: Sequence[Piece]) -> list[str]:
+    """Return the moves that stand after some pieces of a search."""
+    found: list[str] = []
+    for piece in pieces:
+        if piece is ERASE:
+            found.pop()
+        else:
+            found.append(piece)
+    return found
