@@ -1,4 +1,4 @@
-"""Finished traces on disk, one JSON a line, so that an interrupted evaluation goes on where it stopped."""
+"""Finished traces on disk, one JSON a line, so that an interrupted evaluation resumes where it stopped."""
 
 import json
 from dataclasses import asdict
@@ -12,7 +12,7 @@ class Journal:
     """Key -> finished trace. Lines are flushed as they are written, and one torn by a kill is cut off.
 
     A key names everything that decides a trace (weights, prompt, options), so a line is never wrong, at most
-    of no use. Close it, or use it as a context manager.
+    unused. Close it, or use it as a context manager.
     """
 
     def __init__(self, path: Path):

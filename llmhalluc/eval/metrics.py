@@ -16,7 +16,7 @@ Z95 = NormalDist().inv_cdf(0.975)
 
 
 class Counts(NamedTuple):
-    """Tokens of one trace. `wrong` and `wrong_erased` are None where no gold completion tells.
+    """Tokens of one trace. `wrong` and `wrong_erased` are None without a gold completion.
 
     emitted: everything the model wrote, BACKTRACKs and the end token counted. kept: what survives of it.
     """
@@ -34,7 +34,7 @@ def count(
 ) -> Counts:  # fmt: skip
     """Replay a trace and count; `gold_ids` is the one right completion, its end token included.
 
-    `events` tell what operators erased (a Trace's). A token is right when it and everything that stands before it agree
+    `events` are what operators erased (a Trace's). A token is right when it and everything that stands before it agree
     with the gold up to its depth; it is wrong when it differs from the gold token at its depth, or stands after a wrong
     one.
     """

@@ -27,7 +27,7 @@ def evaluate(config: "Config") -> dict[str, Any]:
 
     It holds `results` (variant -> task -> metric), `decoding` (variant -> task -> the options that held), `config` and
     `environment`. Beside it lie one samples_<variant>_<task>.jsonl each, and journal.jsonl, from which an interrupted
-    evaluation of the same configuration goes on; eval.overwrite starts over. Raises UserError for bad input, before
+    evaluation of the same configuration resumes; eval.overwrite starts over. Raises UserError for bad input, before
     the model is loaded where it can be known then.
     """
     variants = make_variants(config.gen, config.gen_given, config.eval.variants)

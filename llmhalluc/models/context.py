@@ -13,7 +13,7 @@ from llmhalluc.backtrack import layout
 from llmhalluc.extras.errors import UserError
 from llmhalluc.models.transformers_patches import attention_kernel, is_recurrent
 
-# Layers whose attention takes a mask of ours; the windows of the last two are checked against the text.
+# Layers whose attention takes our mask; the windows of the last two are checked against the text.
 MASKABLE_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
@@ -143,7 +143,7 @@ def _lay_out(kwargs: dict, context: str, backtrack_id: int | None) -> torch.Tens
     """Put the layout of the ids in place of `input_ids` and `position_ids`; return `visible_until` (B, T).
 
     Rows that `attention_mask` (B, T) leaves out are padding, on either side: they see only themselves. None
-    where no layout is due. Raises UserError for packed rows, whose documents the ids do not tell apart.
+    where no layout is due. Raises UserError for packed rows, whose documents cannot be separated by their ids.
     """
     ids_BT, mask, positions = (kwargs.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
     if context == "soft" or ids_BT is None or kwargs.get("past_key_values") is not None:

@@ -25,7 +25,6 @@ from llmhalluc.models.context import apply_context, check_architecture
 from llmhalluc.models.embedding import set_start_values
 from llmhalluc.models.helper import dtype_of, from_pretrained, local_folder, resolve
 from llmhalluc.models.patcher import add_token, fit_embeddings, token_id
-from llmhalluc.models.peft import load_adapter, quantization, read_record
 from llmhalluc.tasks import TASKS, TOKENIZERS
 
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
@@ -44,7 +43,7 @@ def load(args: ModelArguments, backtrack: BacktrackArguments | None, seed: int =
     """Model and tokenizer, with the context in the model's forward and in `model.config.backtrack`.
 
     With `backtrack` a model that has no BACKTRACK gets one: token, rows, start values. A saved one keeps its
-    token and its trained rows and, with None, its context too. Raises UserError for input that is of no use.
+    token and its trained rows and, with None, its context too. Raises UserError for invalid input.
     """
     tokenizer = load_tokenizer(args)
     model = load_model(args, tokenizer, seed, backtrack.context if backtrack else "soft")
@@ -106,18 +105,17 @@ def load_model(
     where = (args.key("name_or_path"), args.name_or_path, args)
     config = from_pretrained(AutoConfig, *where)
     check_architecture(MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None), config, context)
+    options = {"config": config, "use_safetensors": True, "attn_implementation": args.attn_implementation}
+    if args.adapter is None and args.finetuning != "qlora":
+        model = from_pretrained(AutoModelForCausalLM, *where, dtype=dtype_of(args, auto="auto"), **options)
+        return model.to(device).eval()
+    from llmhalluc.models.peft import load_adapter, quantization, read_record
+
     record = read_record(args.adapter) if args.adapter else None
-    options: dict[str, Any] = {
-        "dtype": dtype_of(args, auto="auto"),
-        "attn_implementation": args.attn_implementation,
-    }
     if (record is not None and record.pop("in_4bit")) or args.finetuning == "qlora":
         wide = torch.float32 if device.type == "cpu" else torch.bfloat16
-        options |= {
-            "quantization_config": quantization(dtype_of(args, auto=wide)),
-            "device_map": {"": device},
-        }
-    model = from_pretrained(AutoModelForCausalLM, *where, config=config, use_safetensors=True, **options)
+        options |= {"quantization_config": quantization(dtype_of(args, auto=wide)), "device_map": {"": device}}
+    model = from_pretrained(AutoModelForCausalLM, *where, dtype=dtype_of(args, auto="auto"), **options)
     if args.adapter is not None:
         fit_embeddings(model, tokenizer)
         if record is not None:

@@ -35,7 +35,7 @@ class BaseExecutor:
         self.trl = config.train.trl | {"output_dir": str(self.output_dir)}  # a stage takes out what is not for TRL
         self.seed = self.trl.get("seed", 42)  # transformers' own default
         self.data_seed = self.seed if self.trl.get("data_seed") is None else self.trl["data_seed"]
-        self.checkpoint: Path | None = None  # to go on from
+        self.checkpoint: Path | None = None  # to resume
 
     def run(self) -> dict[str, Any]:
         """Train, save, and return what train.json holds; of a finished run that is to be resumed nothing else."""
@@ -60,13 +60,15 @@ class BaseExecutor:
         from transformers.utils.logging import disable_progress_bar
 
         from llmhalluc.models.loader import load
-        from llmhalluc.models.peft import add_adapter
 
         disable_progress_bar()  # of loading and saving: the Trainer's own is enough
         set_seed(self.seed)  # an adapter starts from random weights
         loaded = load(self.config.model, self.config.backtrack, seed=self.seed)
-        self.model = add_adapter(loaded.model, self.config.model, loaded.backtrack_id)
-        self.tokenizer, self.backtrack_id = loaded.tokenizer, loaded.backtrack_id
+        self.model, self.tokenizer, self.backtrack_id = loaded.model, loaded.tokenizer, loaded.backtrack_id
+        if self.config.model.finetuning != "full":
+            from llmhalluc.models.peft import add_adapter
+
+            self.model = add_adapter(self.model, self.config.model, self.backtrack_id)
 
     def load_data(self) -> None:
         """Set `dataset`, and `eval_dataset`, which is None unless the data section names one."""
@@ -151,20 +153,20 @@ class BaseExecutor:
         if state.global_step < state.max_steps:
             raise UserError(
                 f"the run was stopped at step {state.global_step} of {state.max_steps}, and its checkpoint is in "
-                f"{self.output_dir}: go on with train.resume=true"
+                f"{self.output_dir}: resume with train.resume=true"
             )
 
     def save(self) -> dict[str, Any]:
         """Write the final model with its tokenizer, loss.png and train.json; return what the latter holds."""
-        from llmhalluc.models.peft import BacktrackPeftModel, merge
-
         record = self.record()
         self.model.config.use_cache = True  # the Trainer turned it off for training
         self.trainer.save_model(str(self.output_dir))
         if is_main_process():
             (self.output_dir / "training_args.bin").unlink()  # a pickle, and run.json says the same
             draw_curve(record, *self.drawn, self.output_dir / CURVE)
-            if self.config.train.merge and isinstance(self.model, BacktrackPeftModel):
+            if self.config.train.merge and self.config.model.finetuning != "full":
+                from llmhalluc.models.peft import merge
+
                 merge(self.model, self.tokenizer, self.output_dir / MERGED)
             write_json(self.output_dir / RECORD, record)
         self.trainer.accelerator.end_training()
@@ -189,7 +191,7 @@ def final_model(output_dir: str | Path) -> Path:
     """
     output_dir = Path(output_dir).expanduser()
     if not (output_dir / RECORD).is_file():
-        raise UserError(f"{output_dir} holds no finished training run: train it, or go on with train.resume=true")
+        raise UserError(f"{output_dir} holds no finished training run: train it, or resume with train.resume=true")
     return output_dir / MERGED if (output_dir / MERGED).is_dir() else output_dir
 
 

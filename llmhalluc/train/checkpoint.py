@@ -1,4 +1,4 @@
-"""Which checkpoint a resumed run goes on from: the newest one that every process wrote to its end."""
+"""Which checkpoint a run resumes: the newest one that every process wrote to its end."""
 
 import json
 import logging
@@ -39,7 +39,7 @@ def progress_file(folder: Path, process: int) -> Path:
 
 
 def _fault(folder: Path) -> str | None:
-    """Why nothing can go on exactly from `folder`, or None."""
+    """Return why no run can resume `folder` exactly, or None."""
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):

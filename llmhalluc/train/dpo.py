@@ -144,17 +144,14 @@ class DPORun(ResumableTrainer, ReadyPairs, DPOTrainer):
         with self.accelerator.autocast():
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if return_outputs else result
+        self.check_finite(loss)
         if self.model.training:
-            if not torch.isfinite(loss):
-                raise UserError(
-                    f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower train.learning_rate"
-                )
             mask_BT = inputs["attention_mask"]
             self.counts += torch.stack([mask_BT.sum(), mask_BT.new_tensor(len(mask_BT) // 2)])
         return result
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL's, with a count of tokens that goes on when a run is resumed."""
+        """TRL's, with a count of tokens that a resumed run continues."""
         if "loss" in logs:
             tokens, examples = self.accelerator.reduce(self.counts, reduction="sum").tolist()
             self.counts.zero_()

@@ -79,10 +79,7 @@ class GRPORun(ResumableTrainer, GRPOTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """TRL's; raises UserError when it is not finite."""
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if self.model.training and not torch.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower train.learning_rate"
-            )
+        self.check_finite(loss)
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

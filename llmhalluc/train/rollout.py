@@ -120,7 +120,7 @@ def _is_sharded(trainer: Any) -> bool:
 def rollout(trainer: Any, settings: RolloutSettings, prompts: Sequence[str]) -> dict[str, Any]:
     """TRL's rollout function: ids of the prompts and of one completion for each.
 
-    `trainer.problems` finds a problem by its prompt. Equal prompts stand side by side, in groups that may go on in
+    `trainer.problems` finds a problem by its prompt. Equal prompts stand side by side, in groups that may continue in
     the next process; a rollout's stream is named by round, problem and number in the group, whatever the process.
     """
     training = trainer.model.training

@@ -109,16 +109,16 @@ class SFTRun(ResumableTrainer, SFTTrainer):
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # the labels are those of all processes, DDP takes the mean
 
-        training = self.model.training
-        if training and not torch.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}, on the records "
-                f"{records[:, 0].tolist()} of data.dataset: look at these, or lower train.learning_rate"
-            )
+        drawn = records[:, 0].tolist()
+        self.check_finite(
+            loss, f", on the records {drawn} of data.dataset: look at these, or lower train.learning_rate"
+        )
         with torch.no_grad():
             right = (logits.argmax(-1) == targets).sum()
             seen = (losses.sum(), right, torch.tensor(len(targets)), records[:, 1].sum(), torch.tensor(len(records)))
-            self.sums["train" if training else "eval"] += torch.stack([x.to(self.sums["train"]) for x in seen])
+            self.sums["train" if self.model.training else "eval"] += torch.stack(
+                [x.to(self.sums["train"]) for x in seen]
+            )
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

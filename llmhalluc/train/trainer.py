@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerState
 
+from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.run_folder import write_json
 from llmhalluc.models.helper import ship_generate
 from llmhalluc.train import trl_patches
@@ -43,6 +44,11 @@ class ResumableTrainer(trl_patches.PatchedTrainer):
         best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
         trl_patches.load_weights(self, best or folder)
         self.state, self.seen = state, self.resumed["seen"]
+
+    def check_finite(self, loss: torch.Tensor, rest: str = ": lower train.learning_rate") -> None:
+        """Raise UserError, whose sentence ends with `rest`, for a training batch whose loss is not finite."""
+        if self.model.training and not torch.isfinite(loss):
+            raise UserError(f"the loss is {loss.item()} at step {self.state.global_step + 1}{rest}")
 
     def progress(self) -> dict[str, Any]:
         """What our checkpoint holds beside the Trainer's own state: sums that are not logged yet."""

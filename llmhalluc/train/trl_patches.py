@@ -63,7 +63,7 @@ class GroupSampler(RepeatSampler):
     """TRL's order of prompts as a permutation of (seed, epoch): TRL's depends on how many epochs were drawn before."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the permutation of this epoch next, so that a resumed epoch goes on as it began."""
+        """Draw the permutation of this epoch next, so that a resumed epoch continues as it began."""
         if self.shuffle:
             self.generator.manual_seed(self.seed + epoch)
 

@@ -4,7 +4,6 @@ import json
 import sys
 
 import pytest
-from lm_eval._cli import HarnessCLI
 from lm_eval.api.registry import get_model
 
 from llmhalluc.eval import __main__ as program
@@ -13,18 +12,11 @@ from llmhalluc.extras.constant import LM_EVAL_TASKS
 from tests.eval.models import save_sudoku_model
 
 
-@pytest.mark.parametrize(
-    "given", [[], ["--include_path", "more"], ["--config", "run.yaml"]], ids=["none", "flag", "file"]
-)
-def test_our_tasks_are_in_the_index_beside_the_users(given, monkeypatch, tmp_path):
-    (tmp_path / "run.yaml").write_text("include_path: more\n")
-    monkeypatch.chdir(tmp_path)
+def test_the_program_runs_the_harness_with_our_model_and_tasks(monkeypatch):
     seen = []
-    monkeypatch.setattr(HarnessCLI, "execute", lambda self, arguments: seen.append(arguments))
-    monkeypatch.setattr(sys, "argv", ["llmhalluc.eval", "--model", "backtrack", "--tasks", "sudoku", *given])
+    monkeypatch.setattr(program, "run_command_line", seen.append)
     program.main()
-    assert seen[0].include_path == [str(LM_EVAL_TASKS), *(["more"] if given else [])]
-    assert get_model("backtrack") is BacktrackLM
+    assert seen == [LM_EVAL_TASKS] and get_model("backtrack") is BacktrackLM
 
 
 @pytest.mark.slow  # the harness reads its own 14,000 tasks
