@@ -45,6 +45,7 @@ TASKS = {
         barred={"gsmsymbolic": "made from GSM8K's test templates"},
     ),
     "sudoku": Entry("sudoku.task", tokenizers=("sudoku4", "sudoku6"), generates=True),
+    "countdown": Entry("countdown", tokenizers=("countdown",), generates=True),
     "qa": Entry("qa", converters=("squad",), checks=False),
 }
 
