@@ -26,7 +26,7 @@ def ask(monkeypatch, tmp_path):
     def ask(script: str, backtrack: bool = True, chat: str | None = None):
         monkeypatch.setattr(model_module, "load", lambda *_: scripted(script, backtrack))
         file = write(tmp_path / "data.jsonl", [RECORD])
-        _, (task,) = load_tasks(EvalArguments(data_files={"gsm8k_simple": file}), 20)
+        _, (task,) = load_tasks(EvalArguments(data_files={"gsm8k_simple": file}), {})
         task.set_config("num_fewshot", 0)
         lm = BacktrackLM("scripted", max_length=1000)
         lm.tokenizer.chat_template = chat
