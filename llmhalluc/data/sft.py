@@ -3,13 +3,14 @@
 from typing import Any
 
 from llmhalluc.data.base import BacktrackDatasetConverter, column
-from llmhalluc.prompts import math, qa
 
 
 class SFTConverter(BacktrackDatasetConverter):
     """`data.prompt_column` and `data.completion_column`; the template qa also reads a column `context`."""
 
     def texts(self, record: dict[str, Any]) -> tuple[str, str]:
+        from llmhalluc.prompts import math, qa  # templates that most runs do without
+
         prompt = str(column(record, self.data.prompt_column, "data.prompt_column"))
         answer = str(column(record, self.data.completion_column, "data.completion_column"))
         if self.data.template == "math":

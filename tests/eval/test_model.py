@@ -75,7 +75,8 @@ def test_a_model_without_backtrack_is_a_plain_model(ask):
 @pytest.mark.parametrize("chat", [None, "{% for m in messages %}<bos>{{ m.content }}{{ '\n' }}{% endfor %}"])
 def test_prompt_ids_are_those_of_training(ask, chat):
     lm, trace, *_ = ask("#### 42", chat=chat)
-    converter = TaskConverter(lm.tokenizer, None, DataArguments(apply_chat_template=bool(chat)), BacktrackArguments())
+    data = DataArguments(converter="gsm8k", apply_chat_template=bool(chat))
+    converter = TaskConverter(lm.tokenizer, None, data, BacktrackArguments())
     assert trace.prompt_ids == converter.encode(RECORD)["prompt_ids"]
 
 
