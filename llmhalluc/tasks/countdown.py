@@ -6,7 +6,7 @@ A move takes two numbers that are there and puts their sum, difference, product 
 
 import hashlib
 import re
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
@@ -182,7 +182,7 @@ class Countdown(Task):
     def process(self, text: str, record: Record) -> float:
         """Return the share of moves, of those that are needed or written, after which the target can be reached."""
         moves = _moves_in(text)
-        good = sum(self.step_keys(moves, record))
+        good = sum(key is True for key in self.step_keys(moves, record))
         return good / max(len(record["numbers"]) - 1, len(moves))
 
     def format(self, text: str, record: Record) -> float:
@@ -316,7 +316,7 @@ def _state(texts: Sequence[str], record: Record) -> Numbers | None:
     return steps[-1].after if steps else numbers
 
 
-def _sorted(numbers: Iterator[int] | Sequence[int]) -> Numbers:
+def _sorted(numbers: Iterable[int]) -> Numbers:
     return tuple(sorted(numbers))
 
 
