@@ -14,6 +14,8 @@ from llmhalluc.data.selfgen import ABOUT, tokenizer_fingerprint
 from llmhalluc.extras.constant import BACKTRACK_TOKEN
 from llmhalluc.hparams.backtrack_args import BacktrackArguments
 from llmhalluc.hparams.data_args import DataArguments
+from llmhalluc.tasks import TASKS
+from llmhalluc.tasks.countdown import CountdownOptions
 from llmhalluc.tasks.sudoku.text import build_tokenizer
 
 _FOLDER = tempfile.TemporaryDirectory()
@@ -48,10 +50,11 @@ OWN = [  # ids of bpe_tokenizer: a prefix, two own steps, a right end with eos; 
     {"prompt_ids": [9, 10], "prefix_ids": [11], "own_steps": [[12, 13], [14]], "right_ids": [15, 16, 2]},
     {"prompt_ids": [9, 10], "prefix_ids": [], "own_steps": [], "right_ids": [11, 15, 2]},
 ]
+COUNTDOWN = TASKS["countdown"].generate(CountdownOptions(count=5), "train")
 RECORDS = {
     "sft": QA, "backtrack": QA, "gsm8k": GSM8K, "gsm8k_backtrack": GSM8K, "squad": SQUAD,
     "sudoku": SUDOKU, "sudoku_backtrack": SUDOKU, "dpo": PAIRS, "backtrack_dpo": GSM8K[:3],
-    "selfgen": OWN,
+    "selfgen": OWN, "countdown": COUNTDOWN, "countdown_backtrack": COUNTDOWN,
 }  # fmt: skip
 
 
