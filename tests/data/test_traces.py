@@ -72,7 +72,8 @@ def test_trap3_no_converter_trains_on_the_prompt_and_all_train_alike_on_the_answ
         for index, clean in enumerate(dataset.encoded):
             labels = dataset[index]["labels"]
             assert labels[: len(clean["prompt_ids"])] == [IGNORE] * len(clean["prompt_ids"])
-            if name not in ("sudoku_backtrack", "countdown_backtrack", "backtrack_dpo", "selfgen"):  # these err whatever the rate
+            # These err whatever the rate.
+            if name not in ("sudoku_backtrack", "countdown_backtrack", "backtrack_dpo", "selfgen"):
                 assert labels[len(clean["prompt_ids"]) :] == clean["completion_ids"].tolist()
 
 
