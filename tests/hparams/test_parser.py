@@ -252,7 +252,8 @@ def test_help_lists_every_key_with_its_meaning(program, capsys):
     groups |= {heading: keys for section in used for heading, (_, keys) in option_groups(section).items()}
     for heading, keys in groups.items():
         section = heading.partition(" ")[0]
-        rows = {row.split()[0]: row for row in shown.split("\n") if re.match(rf"  {section}\.\w+(\s|$)", row)}
+        table = re.split(r"\n(?=\S)", shown.partition(f"\n{heading}: ")[2])[0]  # up to the next heading
+        rows = {row.split()[0]: row for row in table.split("\n") if re.match(rf"  {section}\.\w+(\s|$)", row)}
         assert list(rows) == [f"{section}.{key}" for key in keys]
         starts = {name: row.rindex("  ") + 2 for name, row in rows.items()}
         assert len(set(starts.values())) == 1, "the meanings of a section stand under each other"
