@@ -122,7 +122,12 @@ class BacktrackRewardFunction:
         return scores
 
     def sample(self, completion_ids: Sequence[int], task: str, record: Record) -> Sample:
-        """A completion's surviving text, counts and erasures, and whether it is right."""
+        """A completion's surviving text, counts and erasures, and whether it is right.
+
+        Raises ValueError for an unknown task.
+        """
+        if task not in TASKS:
+            raise ValueError(f"task is {task!r}, expected one of {', '.join(TASKS)}")
         surviving = apply_backtracking(completion_ids, self.backtrack_id)
         text = self.tokenizer.decode(surviving, skip_special_tokens=True)
         erased = judge_erasures(completion_ids, self.backtrack_id, self.piece, task, record)

@@ -196,9 +196,9 @@ def test_trap7_answers_are_compared_and_not_positions():
 
 
 def test_trap7_unknown_tasks_and_a_run_without_an_end_are_errors():
-    with pytest.raises(KeyError, match="chess"):
-        outcome_accuracy("a", "chess", {"question": "q", "answer": "a"})
     function = BacktrackRewardFunction(RewardArguments(), Characters(), BT)
+    with pytest.raises(ValueError, match="task is 'chess'"):
+        function.sample([1], "chess", {"question": "q", "answer": "a"})
     with pytest.raises(ValueError, match="max_steps is 0"):
         function([], [], [], trainer_state=SimpleNamespace(global_step=0, max_steps=0))
 
