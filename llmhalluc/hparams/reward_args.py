@@ -28,7 +28,11 @@ class RewardArguments(Section):
     efficiency_end: float = option(0.05, "last weight of writing few tokens that do not survive", bounds="[0, inf)")
     format_start: float = option(0.05, "first weight of one answer, stated once, at the end", bounds="[0, inf)")
     format_end: float = option(0.05, "last weight of one answer, stated once, at the end", bounds="[0, inf)")
-    erasure_scale: float = option(32.0, "tokens written in vain that halve the efficiency", bounds="(0, inf)")
+    erasure_scale: float = option(
+        32.0,
+        "tokens of needless writing that halve the process, and of any that halve the efficiency",
+        bounds="[1, 10000]",
+    )
     verify_timeout: float = option(
         5.0, "seconds for one answer that is no plain number (math-verify, a process apart)", bounds="(0, inf)"
     )

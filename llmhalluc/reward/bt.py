@@ -4,6 +4,7 @@ Every component reads the surviving text, and what was erased can only lower it;
 score. The outcome weighs more than all the rest together; so no wrong answer comes near a right one (law 5).
 """
 
+import time
 from collections.abc import Callable, Sequence
 from math import cos, pi
 from statistics import fmean
@@ -13,39 +14,44 @@ from llmhalluc.backtrack import apply_backtracking
 from llmhalluc.hparams.reward_args import COMPONENTS, RewardArguments
 from llmhalluc.reward.erased import NOTHING, Erased, judge_erasures
 from llmhalluc.tasks import TASKS
-from llmhalluc.tasks.base import Record, Verdict
+from llmhalluc.tasks.base import CutOff, Record, Verdict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_BATCH_LIMITS = 4  # times reward.verify_timeout that the answers of one batch may take together
+
+
 class Sample(NamedTuple):
-    """One completion: its surviving text, its problem, how many ids were written and survive, and what was erased."""
+    """One completion: its surviving text, its problem, what was erased, how many BACKTRACKs erased nothing."""
 
     text: str
     task: str
     record: Record
-    emitted: int
-    surviving: int
     erased: Erased
+    idle: int
     scale: float
     verdict: Verdict
 
 
-def process_quality(text: str, task: str, record: Record, erased: Erased = NOTHING, scale: float = 32.0) -> float:
-    """How far the steps that stand are true, times what is left after erasures that were not really wrong.
+def process_quality(
+    text: str, task: str, record: Record, erased: Erased = NOTHING, scale: float = 32.0, right: bool | None = None
+) -> float:
+    """How far the steps that stand are true, times what is left after needless erasures.
 
-    The task says what its steps are; see erased.py for the erasures.
+    The task says what its steps are; see erased.py for the erasures. right: whether the answer is, if that is known.
     """
-    return TASKS[task].process(text, record) * scale / (scale + erased.needless + erased.unknown / 2)
+    return TASKS[task].process(text, record, right) * (scale / (scale + erased.needless))
 
 
-def backtrack_efficiency(emitted: int, surviving: int, scale: float = 32.0) -> float:
-    """`scale / (scale + emitted - surviving)`: 1 where all that was written stands, and 0 where nothing stands.
+def backtrack_efficiency(text: str, erased: Erased, idle: int = 0, scale: float = 32.0) -> float:
+    """`scale / (scale + cost)`: 1 where all that was written stands, and 0 where no text stands.
 
-    A difference and not a ratio, so that padding makes no erasure cheaper.
+    cost: that of the erased tokens (`Erased.cost`) and of BACKTRACKs that erased nothing. A number of tokens and not a
+    share of them, so that padding makes no erasure cheaper.
     """
-    return scale / (scale + emitted - surviving) if surviving else 0.0
+    return scale / (scale + (erased.cost + idle)) if text.strip() else 0.0
 
 
 def format_quality(text: str, task: str, record: Record) -> float:
@@ -56,8 +62,8 @@ def format_quality(text: str, task: str, record: Record) -> float:
 # A component is a function of a Sample and a line here; its weights are keys of the reward section.
 SCORES: dict[str, Callable[[Sample], float]] = {
     "outcome": lambda sample: float(sample.verdict.right),
-    "process": lambda sample: process_quality(sample.text, sample.task, sample.record, sample.erased, sample.scale),
-    "efficiency": lambda sample: backtrack_efficiency(sample.emitted, sample.surviving, sample.scale),
+    "process": lambda sample: process_quality(*sample[:4], sample.scale, sample.verdict.right),
+    "efficiency": lambda sample: backtrack_efficiency(sample.text, sample.erased, sample.idle, sample.scale),
     "format": lambda sample: format_quality(sample.text, sample.task, sample.record),
 }
 
@@ -79,13 +85,16 @@ class BacktrackRewardFunction:
     """A reward function for TRL's GRPOTrainer, of the emitted ids: TRL's decoded completions have lost the BACKTRACKs.
 
     The data set has the columns `task` and `record` (data/problems.py). Nothing is caught: what a component raises
-    stops the run.
+    stops the run. max_tokens: a completion of so many ids without an end token is cut off.
     """
 
     __name__ = "backtrack_reward"
 
-    def __init__(self, args: RewardArguments, tokenizer: "PreTrainedTokenizerBase", backtrack_id: int):
-        self.args, self.tokenizer, self.backtrack_id = args, tokenizer, backtrack_id
+    def __init__(
+        self, args: RewardArguments, tokenizer: "PreTrainedTokenizerBase", backtrack_id: int,
+        max_tokens: int | None = None,
+    ):  # fmt: skip
+        self.args, self.tokenizer, self.backtrack_id, self.max_tokens = args, tokenizer, backtrack_id, max_tokens
         self._pieces: dict[int, str] = {}
         anchors = tokenizer.encode("a", add_special_tokens=False)
         self._anchor = list(anchors[-1:])
@@ -99,8 +108,11 @@ class BacktrackRewardFunction:
         if trainer_state.max_steps <= 0:
             raise ValueError(f"the trainer's max_steps is {trainer_state.max_steps}: the curriculum needs an end")
         weights = curriculum_weights(trainer_state.global_step / trainer_state.max_steps, self.args)
-        rows = zip(completion_ids, task, record, strict=True)
-        samples = [self.sample(*row) for row in rows]
+        samples, left = [], _BATCH_LIMITS * self.args.verify_timeout  # seconds for all answers of the batch
+        for row in zip(completion_ids, task, record, strict=True):
+            started = time.monotonic()
+            samples.append(self.sample(*row, limit=min(self.args.verify_timeout, left)))
+            left = max(0.0, left - (time.monotonic() - started))
         parts = [{name: float(score(sample)) for name, score in SCORES.items()} for sample in samples]
         scores = [mix(part, weights) for part in parts]
         if log_metric:
@@ -109,20 +121,21 @@ class BacktrackRewardFunction:
                 log_metric(f"reward/weight_{name}", weight)
             erased = [sample.erased for sample in samples]
             log_metric("reward/erasures", fmean(map(sum, erased)))
-            log_metric(
-                "reward/tokens_per_kept", sum(s.emitted for s in samples) / max(1, sum(s.surviving for s in samples))
-            )
+            emitted = sum(map(len, completion_ids))
+            kept = emitted - 2 * sum(map(sum, erased)) - sum(sample.idle for sample in samples)
+            log_metric("reward/tokens_per_kept", emitted / max(1, kept))
             if any(map(sum, erased)):
                 log_metric("reward/erasure_precision", sum(e.wrong for e in erased) / sum(map(sum, erased)))
-            log_metric("reward/verify_timeouts", sum(s.verdict.cut for s in samples))
+            log_metric("reward/verify_timeouts", sum(sample.verdict.timed_out for sample in samples))
+            log_metric("reward/cut_off", fmean(sample.verdict.cut for sample in samples))
         if log_extra:
             log_extra("surviving", [sample.text for sample in samples])
             for name in weights:
                 log_extra(name, [part[name] for part in parts])
         return scores
 
-    def sample(self, completion_ids: Sequence[int], task: str, record: Record) -> Sample:
-        """A completion's surviving text, counts and erasures, and whether it is right.
+    def sample(self, completion_ids: Sequence[int], task: str, record: Record, limit: float | None = None) -> Sample:
+        """A completion's surviving text and erasures, and whether it is right; limit: seconds for the answer.
 
         Raises ValueError for an unknown task.
         """
@@ -130,10 +143,13 @@ class BacktrackRewardFunction:
             raise ValueError(f"task is {task!r}, expected one of {', '.join(TASKS)}")
         surviving = apply_backtracking(completion_ids, self.backtrack_id)
         text = self.tokenizer.decode(surviving, skip_special_tokens=True)
+        if self.max_tokens and len(completion_ids) >= self.max_tokens:
+            last = self.tokenizer.decode(completion_ids[-1:], skip_special_tokens=True)
+            text = CutOff(text) if last or completion_ids[-1] == self.backtrack_id else text
         erased = judge_erasures(completion_ids, self.backtrack_id, self.piece, task, record)
-        verdict = TASKS[task].check(text, record, self.args.verify_timeout)
-        counts = len(completion_ids), len(surviving)
-        return Sample(text, task, record, *counts, erased, self.args.erasure_scale, verdict)
+        idle = len(completion_ids) - len(surviving) - 2 * sum(erased)
+        verdict = TASKS[task].check(text, record, self.args.verify_timeout if limit is None else limit)
+        return Sample(text, task, record, erased, idle, self.args.erasure_scale, verdict)
 
     def piece(self, token: int) -> str:
         """The text that a token adds after another one; empty for a special token."""

@@ -1,10 +1,12 @@
 """Which erased tokens were really wrong.
 
-A token is judged by what stood before it when it was written, by itself, and by what survives in the end, and by
-nothing else. So putting in an error and erasing it changes the judgement of no other token (law 5).
+A token is judged by what stood before it when it was written, by itself, by what survives in the end, and by whether
+its step was brought to a right end. So putting in an error and erasing it makes no judgement of another token milder
+(law 5): an error ends no step rightly, and what does only adds to what was needless.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from llmhalluc.backtrack import replay, tops
@@ -12,7 +14,7 @@ from llmhalluc.tasks import TASKS
 from llmhalluc.tasks.base import Record, Written
 
 _REACH = 64  # tokens before a token that its task may look at
-_MOST_LOOKS = 256  # tokens of a completion before which a task may look
+_MOST_LOOKS = 256  # erased tokens of a completion before which a task may look
 
 
 class Erased(NamedTuple):
@@ -21,6 +23,11 @@ class Erased(NamedTuple):
     wrong: int = 0
     unknown: int = 0
     needless: int = 0
+
+    @property
+    def cost(self) -> float:
+        """Tokens that they count for: a needless one and its BACKTRACK in full, an unknown one 1/4, a wrong one 1/8."""
+        return 2 * self.needless + self.unknown / 4 + self.wrong / 8
 
 
 NOTHING = Erased()
@@ -31,8 +38,10 @@ def judge_erasures(
 ) -> Erased:
     """Count the erased tokens of a completion; `piece` is the text of a token.
 
-    needless: written again as it was, and so was all before it; or right as the task's `is_wrong` says. wrong: what it
-    calls wrong, and all that was written on that. unknown: the rest.
+    wrong: what the task's `is_wrong` says is, and what was written on that, unless it is right by itself. needless:
+    right as `is_wrong` says; or written again as it was, and so was all before it, and its step had come to a right
+    end: with a token that is right, or with a line that stands again as it was. unknown: the rest, such as a right
+    beginning of a line that went wrong.
     """
     if backtrack_id not in completion_ids:
         return NOTHING
@@ -42,14 +51,9 @@ def judge_erasures(
     following = dict(zip([-1, *survivors], survivors, strict=False))
     twin = {-1: -1}  # the survivor that a token is, or that says again what the token and all before it said
     is_wrong, looks = TASKS[task].is_wrong, 0
-
-    def before() -> str:
-        nonlocal looks
-        looks += 1
-        return _text_before(completion_ids, below, i, piece) if looks <= _MOST_LOOKS else ""
-
     wrong = {-1: False}
-    counts = [0, 0, 0]
+    found: dict[int, bool | None] = {}
+    ended_rightly: set[int] = set()
     for i, token in enumerate(completion_ids):
         if token == backtrack_id:
             continue
@@ -57,10 +61,27 @@ def judge_erasures(
         again = following.get(twin.get(on))
         if i in standing or (again is not None and completion_ids[again] == token):
             twin[i] = i if i in standing else again
-        found = True if wrong[on] else is_wrong(Written(piece(token), before, i in twin), record)
-        wrong[i] = found is True
+        text = piece(token)
+        found[i] = None
         if i not in standing:
-            counts[2 if i in twin or found is False else 0 if found else 1] += 1
+            looks += 1
+            if looks > _MOST_LOOKS:  # no telling: what stands again counts as needless
+                found[i] = False if i in twin else None
+            else:
+                before = partial(_text_before, completion_ids, below, i, piece)
+                written = Written(text, before, i in twin)
+                found[i] = is_wrong(written, record)
+        wrong[i] = wrong[on] or found[i] is True
+        if not wrong[i] and (found[i] is False or ("\n" in text and i in twin)):
+            at = i
+            while at >= 0 and at not in ended_rightly and (at == i or "\n" not in piece(completion_ids[at])):
+                ended_rightly.add(at)
+                at = below[at]
+    counts = [0, 0, 0]
+    for i, judged in found.items():
+        if i not in standing:
+            needless = not wrong[i] and (judged is False or (i in twin and i in ended_rightly))
+            counts[2 if needless else 0 if wrong[i] and judged is not False else 1] += 1
     return Erased(*counts)
 
 

@@ -18,16 +18,21 @@ ERASE: Piece = None  # in a search: the last move that stands is taken back
 _WORD_END = re.compile(r"(?<=\S)(?=\s)")
 
 
+class CutOff(str):
+    """A text that ended by its length: its last statement counts only where something behind it completes it."""
+
+
 class Verdict(NamedTuple):
     """What `check` found.
 
-    stated: the answer as the text states it, None where it states none. cut: the check ran out of time, and `right` is
-    False for want of it.
+    stated: the answer as the text states it, None where it states none. cut: the text is cut off and its answer is not
+    complete. timed_out: the check ran out of time, and `right` is False for want of it.
     """
 
     right: bool
     stated: str | None = None
     cut: bool = False
+    timed_out: bool = False
 
 
 class Written(NamedTuple):
@@ -185,9 +190,12 @@ class Task:
         """Return the scores that evaluation takes means of, 0 to 1."""
         return {"right": float(self.check(text, record).right)}
 
-    def process(self, text: str, record: Record) -> float:
-        """Return how far the steps of a surviving text are right, 0 to 1, for the reward."""
-        return float(self.check(text, record).right)
+    def process(self, text: str, record: Record, right: bool | None = None) -> float:
+        """Return how far the steps of a surviving text are right, 0 to 1, for the reward.
+
+        right: what `check` found, where it is known already.
+        """
+        return float(self.check(text, record).right if right is None else right)
 
     def format(self, text: str, record: Record) -> float:
         """Return how well a surviving text keeps to the form of an answer, 0 to 1, for the reward."""

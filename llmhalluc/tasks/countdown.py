@@ -179,7 +179,7 @@ class Countdown(Task):
     def metrics(self, text: str, record: Record) -> dict[str, float]:
         return {"solved": float(self.check(text, record).right)}
 
-    def process(self, text: str, record: Record) -> float:
+    def process(self, text: str, record: Record, right: bool | None = None) -> float:
         """Return the share of moves, of those that are needed or written, after which the target can be reached."""
         moves = _moves_in(text)
         good = sum(key is True for key in self.step_keys(moves, record))

@@ -9,7 +9,6 @@ import pytest
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.parser import build
 from llmhalluc.hparams.reward_args import COMPONENTS, MARGIN, RewardArguments, law5_problems
-from llmhalluc.prompts.math import clean_solution
 from llmhalluc.reward import bt
 from llmhalluc.reward.bt import (
     SCORES,
@@ -20,8 +19,9 @@ from llmhalluc.reward.bt import (
     mix,
     process_quality,
 )  # fmt: skip
-from llmhalluc.reward.erased import Erased, judge_erasures
+from llmhalluc.reward.erased import NOTHING, Erased, judge_erasures
 from llmhalluc.tasks import TASKS
+from llmhalluc.tasks.math.solution import clean_solution
 from tests.real import real_data
 from tests.reward.toy import BT, EOS, HONEST, MATH, MOVES, SUDOKU, Characters, Words, corrected
 
@@ -59,9 +59,11 @@ def call(args, step, traces, problem=MATH, logged=None, extra=None):
         ("#### 53", 0, 1), ("54", 0, 0), ("", 0, 0), ("####", 0, 0), ("#### 54\n#### 53", 0, 0.5),
         ("#### 53\n#### 54", 1, 0.5), ("#### 54\n#### 54", 1, 0.5), ("#### 54 or 53", 0, 0.5), ("#### 53 54", 0, 0.5),
         ("The answer is 54 or 53.", 0, 0.5), ("The answer is 54 rolls for 3 days", 1, 1), ("#### 54\nand more", 1, 0.5),
-        ("The answer is 53.\n#### 54", 1, 0.5), ("The answer is 54.\n#### 54", 1, 1), ("#### 5\u0664", 0, 1),
-        ("#### \uff15\uff14", 0, 0), ("#### 5⁴", 0, 1), ("#### NaN", 0, 0), ("#### 1e999999", 0, 0.5),
-        ("#### 54" + "0" * 5000, 0, 0), ("#### -54", 0, 1), ("#### 108/2", 1, 1),
+        ("The answer is 53.\n#### 54", 1, 0.5), ("The answer is 54.\n#### 54", 1, 1), ("#### 5\u0664", 0, 0.5),
+        ("#### \uff15\uff14", 0, 0), ("#### 5⁴", 0, 0.5), ("#### NaN", 0, 0), ("#### 1e999999", 0, 0.5),
+        ("#### 54" + "0" * 5000, 0, 0.5), ("#### 54 and it is so", 1, 1),
+        ("The answer is 54. More words.", 1, 0.5), ("\\boxed{54} and so on", 1, 0.5), ("#### -54", 0, 1),
+        ("#### 108/2", 1, 1),
     ],
 )  # fmt: skip
 def test_law6_the_answer_that_counts_and_its_form(text, outcome, form):
@@ -75,11 +77,15 @@ def test_law6_the_answer_that_counts_and_its_form(text, outcome, form):
         ("#### 54", 0.2),  # an answer without work
         ("", 0),
         ("1=1\n1=1\n2+2=4\n#### 54", 0.2),  # leads nowhere
-        ("5 * 7 = 35\n#### 35", 1),  # taken from the question, but it is what is answered
+        ("5 * 7 = 35\n#### 35", 0.2),  # true, and no step of the worked solution
+        ("12 * 2 = 24\n#### 24", 0.2),  # one senseless equation
+        ("12*4 = 48\n48+6 = 53\n#### 53", 0.4),  # the last step slips: 1 of 2 results, halved
+        ("6+48 = 54\n#### 54", 1),
+        ("12+42 = 54\n#### 54", 1),  # another way to a right answer
         ("5 * 7 = 35\n#### 54", 0.2),
-        ("12*4 = 46\n46+6 = 52\n#### 52", 0.6),
+        ("12*4 = 46\n46+6 = 52\n#### 52", 0.2),
         ("12*4 = 46\n46+6 = 53\n#### 53", 0.2),
-        ("12*4 = 46\n12*4 = 46\n12*4 = 46\n46+6 = 52\n#### 52", 0.6),  # said three times, false once
+        ("12*4 = 46\n12*4 = 46\n12*4 = 46\n48+6 = 54\n#### 54", 0.6),  # said three times, false once
         ("12*4 = 48\n48+6 = 54", 0.2),  # no answer
         ("54*1 = 54\n#### 54", 0.2),
         ("12*5 = 60\n60-60 = 0\n#### 54", 0.2),
@@ -94,7 +100,8 @@ def test_an_honest_wrong_attempt_is_worth_more_than_a_guess_and_a_guess_more_tha
     weights = curriculum_weights(0, RewardArguments())
     scores = [mix(parts(trace, MATH), weights) for trace in (attempt, guess, ids("12*4 = 48"), [], [BT] * 9, [EOS])]
     assert scores[0] > scores[1] > scores[2] > scores[3] == scores[4]
-    assert parts([], MATH) == parts([BT] * 9, MATH) == dict.fromkeys(COMPONENTS, 0)
+    assert parts([], MATH) == parts([BT] * 9, MATH) == parts([EOS], MATH) == parts([0, EOS], MATH)
+    assert parts([EOS], MATH) == dict.fromkeys(COMPONENTS, 0)
 
 
 def test_stuffing_true_calculations_into_a_wrong_attempt_earns_nothing():
@@ -116,15 +123,22 @@ def test_sudoku_moves_are_counted_against_the_solution_and_the_blanks():
 
 
 def test_erased_tokens_are_wrong_unknown_or_needless():
-    judge = lambda trace, problem, tokenizer: judge_erasures(trace, BT, lambda i: tokenizer.decode([i]), *problem)  # noqa: E731
+    def judge(trace, problem, tokenizer):
+        return judge_erasures(trace, BT, lambda i: tokenizer.decode([i]), *problem)
+
     math = lambda *texts: judge(corrected(*texts), MATH, Characters())  # noqa: E731
-    assert math("12*4 = ", "46 rolls", "48 rolls\n#### 54") == Erased(7, 0, 1)  # the 4 stands again
-    assert math("12*4 = ", "48 rolls", "48 rolls\n#### 54") == Erased(0, 0, 8)
-    assert math("12*4 = ", "48 pies", "48 rolls\n#### 54") == Erased(0, 4, 3)
-    assert math("", "12+4 = 16", "12*4 = 48") == Erased(0, 7, 2)
+    assert math("12*4 = ", "46 rolls", "48 rolls\n#### 54") == Erased(7, 1, 0)  # the 4 stands again, nothing ended
+    assert math("12*4 = ", "48 rolls", "48 rolls\n#### 54") == Erased(0, 6, 2)  # 48 ends a true calculation
+    assert math("12*4 = ", "48 rolls\n", "48 rolls\n#### 54") == Erased(0, 0, 9)  # the line stands again as it was
+    assert math("12*4 = ", "48 pies", "48 rolls\n#### 54") == Erased(0, 5, 2)
+    assert math("", "12*4 = 46\n", "12*4 = 48\n48+6 = 54") == Erased(2, 8, 0)  # a whole wrong line
+    assert math("", "12*4 = 48\n48+6 = 53", "12*4 = 48\n48+6 = 54") == Erased(1, 8, 10)  # and a right one below
+    assert math("", "12+4 = 16", "12*4 = 48") == Erased(0, 6, 3)
     assert math("12*4 = 4", "9", "8") == Erased(1, 0, 0)
     sudoku = lambda *texts: judge(corrected(*texts, Words()), SUDOKU, Words())  # noqa: E731
-    assert sudoku("c1=3", "d1=3 c2=1", MOVES[5:]) == Erased(2, 0, 0)  # what follows a wrong move is wrong
+    assert sudoku("c1=3", "d1=3 c2=1", MOVES[5:]) == Erased(1, 1, 0)  # a right move on a wrong one is no error
+    assert sudoku("c1=3", "d1=3 c2=3", MOVES[5:]) == Erased(2, 0, 0)
+    assert sudoku("", "c1=3 d1=3", MOVES) == Erased(1, 0, 1)  # one wrong move launders no right one
     assert sudoku("c1=3", "d1=4 c2=2", MOVES[5:]) == Erased(1, 0, 1)
 
 
@@ -132,14 +146,18 @@ def test_a_correction_earns_and_needless_erasing_costs():
     honest = parts(ids(HONEST), MATH)
     fixed = parts(corrected("12*4 = ", "46", HONEST[7:]), MATH)
     needless = parts(corrected("12*4 = ", "48", HONEST[7:]), MATH)
+    line = parts(corrected("", "12*4 = 46 rolls\n", HONEST), MATH)
+    same_line = parts(corrected("", "12*4 = 48 rolls\n", HONEST), MATH)
     left = parts(ids("12*4 = 46\n46+6 = 52\n#### 52"), MATH)
     same_answer = parts(ids(HONEST.replace("48 rolls", "46 rolls")), MATH)
     for step in (0, 0.2, 1):
         weights = curriculum_weights(step, RewardArguments())
         scores = [mix(part, weights) for part in (honest, fixed, needless, same_answer, left)]
         assert scores[0] > scores[1] > scores[2] > scores[4] + MARGIN
-        assert scores[1] > scores[3] or step  # early, when the process weighs most, correcting beats leaving it
-    assert backtrack_efficiency(110, 100) > backtrack_efficiency(1020, 1000)  # padding makes nothing cheaper
+        assert scores[1] > scores[3], "correcting beats leaving it"
+        assert scores[0] > mix(line, weights) > max(scores[3], mix(same_line, weights))
+    assert backtrack_efficiency("a", Erased(10)) > backtrack_efficiency("a" * 999, Erased(20))  # no share, a number
+    assert backtrack_efficiency("a", NOTHING, scale=1e-15) == 1 and backtrack_efficiency(" ", NOTHING) == 0
 
 
 def test_weights_move_as_configured():
@@ -174,7 +192,7 @@ def test_trap7_configured_weights_reach_the_score():
     for step in (0, 20, 50, 100):
         args = RewardArguments(outcome_start=0.9, process_end=0.2, erasure_scale=7)
         [score] = call(args, step, [trace])
-        part["efficiency"], part["process"] = 7 / 11, 7 / 8
+        part["efficiency"], part["process"] = 7 / (7 + 1 / 8 + 1 / 4), 1
         assert score == pytest.approx(mix(part, curriculum_weights(step / 100, args)))
 
 
@@ -249,9 +267,32 @@ def test_a_million_tokens_take_seconds(unit):
     assert time.perf_counter() - start < 10
 
 
+def test_a_completion_of_the_longest_length_without_an_end_is_cut_off():
+    function = BacktrackRewardFunction(RewardArguments(), Characters(), BT, max_tokens=len(HONEST))
+    cut = function.sample(ids(HONEST)[:-1], *MATH)
+    assert cut.verdict.cut and not cut.verdict.right
+    assert function.sample([*ids(HONEST)[1:-1], EOS], *MATH).verdict.right
+    assert BacktrackRewardFunction(RewardArguments(), Characters(), BT).sample(ids(HONEST)[:-1], *MATH).verdict.right
+
+
+def test_an_erasure_scale_without_sense_is_refused():
+    for scale in (5e-15, 0.5, 1e9):
+        with pytest.raises(UserError, match="reward.erasure_scale"):
+            build({"reward": {"erasure_scale": scale, "efficiency_start": 1, "outcome_start": 1.5}})
+
+
+def test_a_batch_of_hostile_answers_takes_a_bounded_time():
+    args = RewardArguments(verify_timeout=0.2)
+    problem = ("math", {"question": "q", "answer": "3"})
+    start, logged = time.monotonic(), {}
+    call(args, 0, [ids(f"\\boxed{{\\sqrt{{{n}^{{9^{{9^{{9^9}}}}}}}}}}") for n in range(2, 60)], problem, logged)
+    assert time.monotonic() - start < 60  # seconds: one start of the verifier, and four limits
+    assert logged["reward/verify_timeouts"] == 58
+
+
 def test_worked_solutions_score_high():
     with real_data("gsm8k/train.jsonl").open(encoding="utf-8") as lines:
         records = [json.loads(line) for line, _ in zip(lines, range(700), strict=False)]
     tasks = [(clean_solution(record["answer"]), ("math", record)) for record in records]
     assert all(outcome_accuracy(text, *task) == 1 == format_quality(text, *task) for text, task in tasks)
-    assert sum(process_quality(text, *task) for text, task in tasks) / len(tasks) > 0.9
+    assert min(process_quality(text, *task) for text, task in tasks) >= 0.97

@@ -61,7 +61,7 @@ def errors(draw, name):
 @st.composite
 def legal(draw):
     args = RewardArguments(curriculum=draw(st.sampled_from(["none", "linear", "cosine"])))
-    args.curriculum_end, args.erasure_scale = draw(st.floats(0.01, 1)), draw(st.floats(0.1, 1000))
+    args.curriculum_end, args.erasure_scale = draw(st.floats(0.01, 1)), draw(st.floats(1, 1000))
     for stage in ("start", "end"):
         rest = {part: draw(st.floats(0, 1)) for part in COMPONENTS[1:]}
         for part, weight in rest.items():
@@ -113,14 +113,16 @@ def test_law5_no_error_and_erasure_raises_a_score(name, data):
     at=st.integers(0, 40),
 )
 @settings(max_examples=1000, deadline=None)
-def test_law5_an_error_changes_the_judgement_of_no_other_token(start, pieces, error, at):
+def test_law5_an_error_makes_the_judgement_of_no_other_token_milder(start, pieces, error, at):
     encode, function = Characters().encode, FUNCTIONS["math"]
     trace = encode(start)
     for piece in pieces:
         trace += [BT] * piece if isinstance(piece, int) else encode(piece)
     longer = inject_error(trace, min(at, len(trace)), encode("".join(error)), BT)
     before, after = (function.sample(ids, *MATH).erased for ids in (trace, longer))
-    assert all(many >= few for many, few in zip(after, before, strict=True))
+    assert after.needless >= before.needless  # and from unknown to needless, where it ends a step rightly
+    assert after.needless + after.unknown >= before.needless + before.unknown
+    assert after.cost > before.cost
     assert sum(after) == sum(before) + len("".join(error))
 
 

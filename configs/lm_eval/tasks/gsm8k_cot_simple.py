@@ -1,6 +1,6 @@
 """GSM8K as questions and answers that reason first and end in "The answer is N."."""
 
-from llmhalluc.prompts.math import clean_solution
+from llmhalluc.tasks.math.solution import clean_solution
 
 
 def prompt(doc: dict) -> str:

@@ -1,8 +1,8 @@
 """SVAMP as it comes from its authors (numbers as floats) or from the hub (numbers as text, other columns beside)."""
 
 from llmhalluc.eval.tasks import require_columns
-from llmhalluc.prompts import math
 from llmhalluc.tasks import TASKS
+from llmhalluc.tasks.math.reading import read_statement
 
 
 def records(dataset):
@@ -10,7 +10,7 @@ def records(dataset):
     require_columns(dataset, "svamp", "Body", "Question", "Answer")
 
     def as_gsm8k(doc: dict) -> dict[str, str]:
-        number = math.normalise_number(str(doc["Answer"]))
+        [number] = read_statement(str(doc["Answer"])).values
         return {"question": f"{doc['Body'].strip()} {doc['Question'].strip()}", "answer": f"#### {number}"}
 
     return dataset.map(as_gsm8k, remove_columns=dataset.column_names)

@@ -9,8 +9,8 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from llmhalluc.prompts.math import DIGITS
 from llmhalluc.tasks.math.expressions import Side, Token, evaluate
+from llmhalluc.tasks.math.solution import DIGITS
 
 _REACH = 200  # characters of a side
 _MOST_SIGNS = 5000  # equals signs of a text that are looked at
@@ -119,6 +119,8 @@ def _left(text: str, low: int, at: int) -> Side | None:
         return None
     if before and before.text == "and":  # 1 and 1/4
         return None
+    if before and before.kind == "word" and first > 1 and tokens[first - 2].kind == "operator":  # 25 + his 1 teacher
+        return None
     side = evaluate(expression)
     return side and side._replace(named=bool(before and before.kind == "word"))
 
@@ -174,8 +176,19 @@ def _tokens(text: str, start: int, stop: int) -> list[Token]:
         elif kind == "operator":
             word = _OPERATORS.get(word, word)
         units = units if kind == "unit" else 0
+        if tokens and tokens[-1].kind == "operator" and kind not in ("number", "open", "operator"):
+            tokens[-1] = _as_word(text, tokens[-1])
         tokens.append(Token(kind, word, match.start(), match.end()))
+    if tokens and stop == len(text):
+        tokens[-1] = _as_word(text, tokens[-1])
     return tokens
+
+
+def _as_word(text: str, token: Token) -> Token:
+    """An operator in words without an operand is none: `7 times the third`, `60% of the class`."""
+    spelt = text[token.start : token.end]
+    is_word = token.kind == "operator" and spelt.isalpha() and len(spelt) > 1
+    return token._replace(kind="word" if spelt.lower() == "of" else "unit", text=spelt) if is_word else token
 
 
 def _unmatched(tokens: list[Token]) -> set[int]:

@@ -11,13 +11,13 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from llmhalluc.backtrack import inject_error
-from llmhalluc.prompts import math
 from llmhalluc.tasks.base import Runs
+from llmhalluc.tasks.math.solution import MARK, NUMBER
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
-_NUMBER = re.compile(math.DIGITS)
+
 _SYMBOL = re.compile(r"[0-9]+\.?[0-9]*|\.[0-9]+|[-+*/()]")
 _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 _BINDING = {"+": 1, "-": 1, "*": 2, "/": 2}
@@ -42,14 +42,14 @@ class CarriedErrors:
         number, the number, text after it). `steps`: (index into `numbers`, the expression it is the result of).
         """
         at, results = len(self.delimiter), {}
-        for i, part in enumerate(math.MARK.split(record["answer"].strip())):
+        for i, part in enumerate(MARK.split(record["answer"].strip())):
             if i % 2:  # an expression, between two texts
                 results[at] = part.rpartition("=")[0]
             else:
                 at += len(part)
         numbers: list[tuple[int, int, str, str, str]] = []
         steps: list[tuple[int, str]] = []
-        for match in _NUMBER.finditer(answer, min(results)) if results else ():
+        for match in NUMBER.finditer(answer, min(results)) if results else ():
             start, end = match.span()
             first, last = encoding.char_to_token(start), encoding.char_to_token(end - 1)
             if first is None or last is None:

@@ -2,17 +2,18 @@
 
 import re
 from collections.abc import Callable, Hashable, Sequence
+from fractions import Fraction
 
 from llmhalluc.prompts import math
-from llmhalluc.tasks.base import Record, Runs, Task, TokenErrors, Verdict, Written, ends_at
+from llmhalluc.tasks.base import CutOff, Record, Runs, Task, TokenErrors, Verdict, Written, ends_at
 from llmhalluc.tasks.math import process
-from llmhalluc.tasks.math.answers import final_answer, gold_number, is_correct
+from llmhalluc.tasks.math.answers import Answer, final_answer, gold_reading
 from llmhalluc.tasks.math.equations import equations
+from llmhalluc.tasks.math.solution import NUMBER, clean_solution
 from llmhalluc.tasks.math.verify import Verifier
 
 # A line's end, with empty lines after it; or a sentence's, where white space follows.
 _STEP_END = re.compile(r"\n(?:[^\S\n]*\n)*|(?<=[.!?])(?=\s)|(?<=[.!?][\"')\]])(?=\s)")
-_NUMBER = re.compile(math.DIGITS)
 
 
 class Math(Task):
@@ -31,7 +32,7 @@ class Math(Task):
 
     def solution(self, record: Record) -> str:
         """Return the solution without its marks, the last line normalised to `#### N`."""
-        return math.clean_solution(record["answer"])
+        return clean_solution(record["answer"])
 
     def token_errors(self, runs: Runs, ids_of: Callable[[str], list[int]], delimiter: str) -> TokenErrors:
         from llmhalluc.tasks.math.errors import CarriedErrors
@@ -40,42 +41,57 @@ class Math(Task):
 
     def unsolvable(self, record: Record) -> str | None:
         answer = record["answer"]
-        return None if gold_number(answer) is not None else f"an answer without a number (#### N): {answer[-60:]!r}"
+        if gold_reading(answer).is_empty:
+            return f"an answer that is neither a number nor a formula (#### N): {answer[-60:]!r}"
+        return None
 
     def check(self, text: str, record: Record, limit: float = 5.0) -> Verdict:
-        """Return whether the final answer is right; of several the last one counts, `18 or 20` is wrong.
+        """Return whether the marked final answer is right; of several the last one counts, `18 or 20` is wrong.
 
         Numbers are compared exactly, other answers by math-verify in a process, which is killed after `limit` seconds.
         """
-        gold = gold_number(record["answer"])
-        answer = final_answer(text, words=gold is None)
-        if answer is None or answer.hedged:
-            return Verdict(False, answer and answer.text)
-        if gold is not None and (answer.value is not None or not answer.latex):
-            return Verdict(answer.value == gold, answer.text)
-        stated = final_answer(record["answer"], words=True)
-        target = str(gold) if gold is not None else stated.text if stated else record["answer"]
-        same = self.verifier.verify(target, answer.text, limit)
-        return Verdict(bool(same), answer.text, cut=same is None)
+        answer = final_answer(text)
+        if answer is None or (isinstance(text, CutOff) and not answer.complete):
+            return Verdict(False, answer and answer.text, cut=isinstance(text, CutOff))
+        same = self.same(answer, record["answer"], limit)
+        return Verdict(bool(same), answer.text, timed_out=same is None)
+
+    def same(self, answer: Answer, gold: str, limit: float = 5.0) -> bool | None:
+        """Return whether a stated answer equals a problem's; None where that takes longer than `limit` seconds."""
+        wanted, stated = gold_reading(gold), answer.reading
+        if wanted.values and stated.values:
+            return not set(wanted.values).isdisjoint(stated.values)
+        if wanted.is_empty or stated.is_empty or wanted.literal or stated.literal:
+            return bool(wanted.literal) and wanted.literal == stated.literal
+        if wanted.values and not stated.is_numeric:  # `42x`, `43 = 42`
+            return False
+        return self.verifier.verify(wanted.formula, stated.formula, limit)
 
     def metrics(self, text: str, record: Record) -> dict[str, float]:
-        """Return 0 or 1 for the number after the last `####` or "answer is", and, failing these, for the last one."""
+        """Return 0 or 1: strict_match as `check` says, flexible_match of the last number where nothing is marked."""
+        strict = self.check(text, record).right
+        unmarked = None if strict else final_answer(text, flexible=True)
+        if isinstance(text, CutOff) and unmarked and not unmarked.complete:
+            unmarked = None
         return {
-            "strict_match": float(is_correct(text, record["answer"])),
-            "flexible_match": float(is_correct(text, record["answer"], flexible=True)),
+            "strict_match": float(strict),
+            "flexible_match": float(strict or bool(unmarked and self.same(unmarked, record["answer"]))),
         }
 
-    def process(self, text: str, record: Record) -> float:
-        return process.process_quality(text, record["question"], record["answer"])
+    def process(self, text: str, record: Record, right: bool | None = None) -> float:
+        right = self.check(text, record).right if right is None else right
+        return process.process_quality(text, record["question"], record["answer"], right)
 
     def format(self, text: str, record: Record) -> float:
-        return process.format_quality(text, record["answer"])
+        return process.format_quality(text)
 
     def is_wrong(self, token: Written, record: Record) -> bool | None:
-        """Return True for a token that completes a false calculation, which no further digit could make true."""
-        if token.stays or not any(map(str.isdigit, token.text)):
-            return None
-        return process.completes_falsehood(token.before()) or None
+        """Return True for a token that completes a false calculation, which no further digit could make true.
+
+        Return False for one that completes a true calculation.
+        """
+        true = process.judge_calculation(token.before()) if any(map(str.isdigit, token.text)) else None
+        return None if true is None else not true
 
     def step_ends(self, pieces: Sequence[str]) -> list[int]:
         """Return the ends of lines and of sentences."""
@@ -86,7 +102,7 @@ class Math(Task):
         return [numbers(step) for step in steps]
 
     def is_worked(self, record: Record) -> bool:
-        return math.extract_answer(record["answer"]) is not None
+        return final_answer(record["answer"]) is not None
 
     def is_false(self, step: str) -> bool:
         """Return whether a step states a false equation."""
@@ -95,7 +111,7 @@ class Math(Task):
 
 def numbers(text: str) -> Hashable | None:
     """Return the exact values of the numbers in a text, in order; None where it has none."""
-    return tuple(math.normalise_number(number) for number in _NUMBER.findall(text)) or None
+    return tuple(Fraction(number.replace(",", "")) for number in NUMBER.findall(text)) or None
 
 
 TASK = Math()

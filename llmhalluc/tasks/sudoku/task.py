@@ -135,7 +135,7 @@ class Sudoku(Task):
     def metrics(self, text: str, record: Record) -> dict[str, float]:
         return {"solved": float(self.check(text, record).right)}
 
-    def process(self, text: str, record: Record) -> float:
+    def process(self, text: str, record: Record, right: bool | None = None) -> float:
         """Return the right moves over the blanks, or over the words where there are more; a move counts once."""
         return _share_of_moves(text, record, legal=False)
 

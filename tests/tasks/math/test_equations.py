@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmhalluc.prompts.math import clean_solution
 from llmhalluc.tasks.math.equations import equations
+from llmhalluc.tasks.math.solution import clean_solution
 from tests.real import real_data
 
 WORDS = st.sampled_from(["so ", "He sold ", "Total: ", "- ", "", "1) ", "After 3 weeks she has ", "(", "**"])
