@@ -5,16 +5,19 @@ tests/eval/test_lm_eval_patches.py has a canary for each: it fails, with the rea
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from llmhalluc.extras.errors import UserError
 
 
 def run_command_line(include_path: Path) -> None:
     """Run lm-eval's command line on sys.argv with a folder of tasks before the user's own.
 
     Its public entry parses and executes in one; between the two our folder comes before those of --include_path or of
-    the file that --config names.
+    the file that --config names. Raises UserError for --use_cache with our model: the harness's cache knows neither the
+    weights nor the decoding options, and would hand out one model's answers as another's.
     """
     from lm_eval._cli import HarnessCLI
     from lm_eval.config.evaluate_config import EvaluatorConfig
@@ -24,11 +27,44 @@ def run_command_line(include_path: Path) -> None:
     cli = HarnessCLI()
     arguments = cli.parse_args()
     if hasattr(arguments, "include_path"):
-        given = arguments.include_path
-        if given is None and getattr(arguments, "config", None):
-            given = EvaluatorConfig.load_yaml_config(arguments.config).get("include_path")
+        file = EvaluatorConfig.load_yaml_config(arguments.config) if getattr(arguments, "config", None) else {}
+        cache, model = (getattr(arguments, name, None) or file.get(name) for name in ("use_cache", "model"))
+        if cache and model == "backtrack":
+            raise UserError(
+                f"use_cache is {cache}, and the cache would give one model's answers as another's: take it out; "
+                "`python -m llmhalluc.run_eval` resumes what was interrupted"
+            )
+        given = arguments.include_path if arguments.include_path is not None else file.get("include_path")
         arguments.include_path = [str(include_path), *([given] if isinstance(given, str) else given or [])]
     cli.execute(arguments)
+
+
+@contextlib.contextmanager
+def metrics_beside_results(measure: Callable[[Any, Any, dict[str, list]], dict[str, dict[str, Any]]]) -> Iterator[None]:
+    """Within it `measure(lm, tasks, samples)`, metrics by task, is added to what lm-eval's evaluate found.
+
+    Its command line prints and writes the results that `evaluate` returns; metrics of a model's traces have no other
+    way into them.
+    """
+    from lm_eval import evaluator
+
+    original = evaluator.evaluate
+
+    def evaluate(lm, task_dict, *arguments, log_samples: bool = True, **keys):
+        results = original(lm, task_dict, *arguments, log_samples=True, **keys)
+        if results is None:  # not the first process
+            return None
+        for name, metrics in measure(lm, task_dict, results["samples"]).items():
+            results["results"][name] |= {f"{key},none": value for key, value in metrics.items() if value is not None}
+        if not log_samples:
+            del results["samples"]
+        return results
+
+    evaluator.evaluate = evaluate
+    try:
+        yield
+    finally:
+        evaluator.evaluate = original
 
 
 def task_config(path: Path) -> dict[str, Any]:

@@ -18,7 +18,8 @@ Z95 = NormalDist().inv_cdf(0.975)
 class Counts(NamedTuple):
     """Tokens of one trace. `wrong` and `wrong_erased` are None without a gold completion.
 
-    emitted: everything the model wrote, BACKTRACKs and the end token counted. kept: what survives of it.
+    emitted: everything the model wrote, BACKTRACKs and the end token counted. kept: what survives of it. cut:
+    whether it ended by its length.
     """
 
     emitted: int
@@ -26,6 +27,13 @@ class Counts(NamedTuple):
     erasures: int
     wrong: int | None = None
     wrong_erased: int | None = None
+    cut: bool = False
+
+
+def counts_of(trace: Any, backtrack_id: int | None, gold_ids: Sequence[int] | None = None) -> Counts:
+    """Return the counts of a Trace."""
+    counts = count(trace.completion_ids, backtrack_id, gold_ids, trace.events)
+    return counts._replace(cut=trace.finish_reason == "length")
 
 
 def count(
@@ -62,12 +70,13 @@ def count(
 def trace_metrics(traces: Sequence[Counts]) -> dict[str, float | None]:
     """Averages over traces; the two shares with a gold pool all tokens.
 
+    cut_off: share of the traces that ended by their length.
     backtrack_precision: share of the erasures that erased a token that was wrong given the gold.
     backtrack_recall: share of the wrong tokens emitted that were erased later.
     Both are None without a gold, and where their denominator is 0; so is everything where there is no trace.
     """
     if not traces:
-        names = ("erasures_per_sample", "samples_with_erasure", "emitted_per_sample", "emitted_per_kept")
+        names = ("erasures_per_sample", "samples_with_erasure", "emitted_per_sample", "emitted_per_kept", "cut_off")
         return dict.fromkeys((*names, "backtrack_precision", "backtrack_recall"))
     emitted, kept, erasures = (sum(getattr(trace, name) for trace in traces) for name in Counts._fields[:3])
     judged = [trace for trace in traces if trace.wrong is not None]
@@ -77,6 +86,7 @@ def trace_metrics(traces: Sequence[Counts]) -> dict[str, float | None]:
         "samples_with_erasure": sum(trace.erasures > 0 for trace in traces) / len(traces),
         "emitted_per_sample": emitted / len(traces),
         "emitted_per_kept": _share(emitted, kept),
+        "cut_off": sum(trace.cut for trace in traces) / len(traces),
         "backtrack_precision": _share(wrong_erased, sum(trace.erasures for trace in judged)),
         "backtrack_recall": _share(wrong_erased, wrong),
     }

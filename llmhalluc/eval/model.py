@@ -16,13 +16,14 @@ from llmhalluc.decoding.engine import decode
 from llmhalluc.decoding.sequence import Spec, Trace
 from llmhalluc.eval.journal import Journal
 from llmhalluc.eval.lm_eval_patches import silent_model
-from llmhalluc.eval.metrics import count, trace_metrics
+from llmhalluc.eval.metrics import counts_of, trace_metrics
 from llmhalluc.eval.variants import GEN_KEYS, Variant, operator_of
 from llmhalluc.extras.errors import UserError, did_you_mean
 from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.hparams.model_args import ModelArguments
 from llmhalluc.models.helper import eos_ids, fingerprint
 from llmhalluc.models.loader import load
+from llmhalluc.tasks.base import CutOff
 
 logger = logging.getLogger(__name__)
 MODEL_KEYS = tuple(ModelArguments.__dataclass_fields__)
@@ -83,7 +84,10 @@ class BacktrackLM(HFLM):
         self.seconds = 0.0
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-        """The surviving text of each request, up to its stop strings; finished traces come from the journal."""
+        """The surviving text of each request, up to its stop strings; finished traces come from the journal.
+
+        One that ended by its length is a CutOff.
+        """
         traces: list[Trace] = [None] * len(requests)  # type: ignore[list-item]
         groups: dict[str, list[int]] = defaultdict(list)
         for i, request in enumerate(requests):
@@ -120,8 +124,7 @@ class BacktrackLM(HFLM):
         bar.close()
         for request, trace in zip(requests, traces, strict=True):
             self.traces[request.task_name][request.doc_id].append(trace)
-            self.cache_hook.add_partial("generate_until", request.args, trace.text)
-        return [trace.text for trace in traces]
+        return [CutOff(trace.text) if trace.finish_reason == "length" else trace.text for trace in traces]
 
     def apply_chat_template(self, chat_history, add_generation_prompt: bool = True) -> str:
         """HFLM's; and prompts made by a chat template bring their own special tokens, as in training."""
@@ -138,7 +141,7 @@ class BacktrackLM(HFLM):
             "truncated_prompts": dict(self.truncated),
             "traces": {
                 task: trace_metrics(
-                    [count(t.completion_ids, self.backtrack_id, None, t.events) for many in docs.values() for t in many]
+                    [counts_of(trace, self.backtrack_id) for traces in docs.values() for trace in traces]
                 )
                 for task, docs in self.traces.items()
             },

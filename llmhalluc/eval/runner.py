@@ -91,6 +91,17 @@ def leaves(tasks: list) -> list:
     return [leaf for task in tasks for leaf in (task.get_all_tasks() if isinstance(task, Group) else [task])]
 
 
+def metrics_of_traces(lm: Any, loaded: dict[str, Any], samples: dict[str, list]) -> dict[str, dict[str, Any]]:
+    """The metrics of our model's traces by task, where `loaded` is the harness's own index; none of another model's."""
+    from llmhalluc.eval.metrics import trace_metrics
+    from llmhalluc.eval.model import BacktrackLM
+
+    if not isinstance(lm, BacktrackLM):
+        return {}
+    by_name = {task.task_name: task for task in leaves([*loaded.get("groups", {}).values(), *loaded["tasks"].values()])}
+    return {name: trace_metrics(records(lm, by_name[name], logged)[1]) for name, logged in samples.items()}
+
+
 def _collect(lm: "BacktrackLM", tasks: list, found: dict, folder: Path, variant: str) -> dict[str, dict[str, Any]]:
     """One variant's metrics by task and group; the samples of each task go to their file."""
     from llmhalluc.eval.metrics import accuracy, trace_metrics
@@ -124,7 +135,7 @@ def records(
     several times is shown with its first trace, the one lm-eval scores; one that is only scored (log-likelihoods) emits
     nothing.
     """
-    from llmhalluc.eval.metrics import Counts, count
+    from llmhalluc.eval.metrics import Counts, counts_of
 
     about = task.config.metadata or {}
     merged: dict[int, dict[str, Any]] = {}
@@ -144,7 +155,8 @@ def records(
         # The harness counts the documents that it was asked for from 0 where it makes requests of them.
         at = sample["doc_id"] if documents is None else documents.index(sample["doc_id"])
         traces = lm.traces[task.task_name][at]
-        counts += (mine := [count(trace.completion_ids, lm.backtrack_id, gold, trace.events) for trace in traces])
+        mine = [counts_of(trace, lm.backtrack_id, gold) for trace in traces]
+        counts += mine
         for key in ("prompt_ids", "completion_ids", "text", "finish_reason", "events", "forward_passes"):
             record[key] = getattr(traces[0], key) if traces else None
         merged[sample["doc_id"]] = record | (mine[0] if mine else Counts(0, 0, 0))._asdict()

@@ -47,10 +47,12 @@ def test_a_model_without_backtrack_never_erases():
 
 
 def test_averages_pool_tokens_and_are_none_where_nothing_tells():
-    found = trace_metrics([Counts(10, 4, 3, wrong=4, wrong_erased=2), Counts(4, 4, 0, wrong=0, wrong_erased=0)])
+    found = trace_metrics(
+        [Counts(10, 4, 3, wrong=4, wrong_erased=2, cut=True), Counts(4, 4, 0, wrong=0, wrong_erased=0)]
+    )
     assert found == {
         "erasures_per_sample": 1.5, "samples_with_erasure": 0.5, "emitted_per_sample": 7.0, "emitted_per_kept": 14 / 8,
-        "backtrack_precision": 2 / 3, "backtrack_recall": 0.5,
+        "cut_off": 0.5, "backtrack_precision": 2 / 3, "backtrack_recall": 0.5,
     }  # fmt: skip
     no_gold = trace_metrics([Counts(10, 4, 3)])
     assert no_gold["backtrack_precision"] is None and no_gold["backtrack_recall"] is None

@@ -32,6 +32,8 @@ _OPERATORS = {"×": "*", "·": "*", "x": "*", "X": "*", "\\times": "*", "\\cdot"
 _NO_UNIT = frozenset(
     "and or is are was were of to the then so if at in for by from which that with than a an we he she it".split()
 )
+_LINKS = ("of", "for", "in")
+_NAMED = re.compile(r" ([^\W\d_]{2,})(?!\w)")
 
 
 class Equation(NamedTuple):
@@ -169,8 +171,10 @@ def _tokens(text: str, start: int, stop: int) -> list[Token]:
                 kind, word = "operator", _OPERATORS[lower]
             elif lower == "of" and (last == "percent" or (last == "number" and tokens[-2:][0].text == "/")):
                 kind, word = "operator", "*"
-            elif last in ("number", "percent", "unit") and len(word) > 1 and units < 3 and lower not in _NO_UNIT:
+            elif last in ("number", "percent", "unit") and len(word) > 1 and units < 5 and lower not in _NO_UNIT:
                 kind, units = "unit", units + 1
+            elif last == "unit" and lower in _LINKS and (named := _NAMED.match(text, match.end())):
+                kind = "unit" if named[1].lower() not in _NO_UNIT else "word"  # 16 bottles of bleach
         elif kind == "per":
             kind = "unit" if last in ("number", "unit") else "bad"
         elif kind == "operator":
