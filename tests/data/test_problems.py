@@ -9,7 +9,7 @@ from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.data_args import CONVERTERS, DataArguments
 from llmhalluc.prompts import math
 from llmhalluc.tasks import PROBLEM_CONVERTERS, TASKS
-from llmhalluc.tasks.math.answers import is_correct
+from llmhalluc.tasks import TASKS
 from llmhalluc.tasks.sudoku import text as sudoku
 from llmhalluc.tasks.sudoku.generate import grid_split
 from tests.tiny import tiny_tokenizer
@@ -34,8 +34,8 @@ def test_a_math_problem_is_question_prompt_and_solution(tmp_path):
     ]  # fmt: skip
     assert found[0].prompt_ids == tokenizer(math.prompt_text("cat 0 ?")).input_ids
     for problem in found:
-        answer = problem.record["answer"]
-        assert is_correct("so #### 1012" if answer == WORKED else "#### 12.5", answer)
+        text = "so #### 1012" if problem.record["answer"] == WORKED else "#### 12.5"
+        assert TASKS["math"].check(text, problem.record).right
 
 
 def test_a_sudoku_problem_is_puzzle_and_solution():

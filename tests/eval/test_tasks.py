@@ -12,7 +12,7 @@ from llmhalluc.hparams.backtrack_args import BacktrackArguments
 from llmhalluc.hparams.data_args import DataArguments
 from llmhalluc.hparams.eval_args import EvalArguments
 from llmhalluc.hparams.task_args import test_options as options_of
-from llmhalluc.prompts import math
+from llmhalluc.tasks.math.answers import final_answer
 from llmhalluc.tasks.sudoku import text as sudoku
 from llmhalluc.tasks.sudoku.generate import grid_split
 from tests.eval.models import word_tokenizer
@@ -78,11 +78,11 @@ def test_cot_brings_eight_right_examples_of_its_own(tmp_path):
     (prompt,) = prompts(task, 8)
     *shots, last = prompt.split("\n\n")
     assert len(shots) == 8 and last == f"Q: {APPLES['question']}\nA:"
-    assert all(math.extract_answer(shot) is not None and shot.endswith(".") for shot in shots)
+    assert all(final_answer(shot).reading.values and shot.endswith(".") for shot in shots)
     for doc in task.fewshot_docs():
         equations = re.findall(r"(\d[\d.]*(?: [-+*/] [\d.]*\d)+) = ([\d.]*\d)", doc["answer"])
         assert equations and all(eval(left) == pytest.approx(float(right)) for left, right in equations), doc
-        assert float(equations[-1][1]) == math.extract_answer(doc["answer"])
+        assert final_answer(doc["answer"]).reading.values == (float(equations[-1][1]),)
 
 
 def test_svamp_reads_the_authors_file_and_the_hubs_columns(tmp_path):
