@@ -8,8 +8,8 @@ from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.backtrack_args import BacktrackArguments
-from llmhalluc.hparams.data_args import DataArguments, refuse_evaluation_split
+from llmhalluc.hparams.checks import refuse_evaluation_split
+from llmhalluc.hparams.sections import BacktrackArguments, DataArguments
 
 Ids = list[int]
 

@@ -17,8 +17,8 @@ from llmhalluc.data.base import BacktrackDatasetConverter
 from llmhalluc.data.traces import TraceDataset
 from llmhalluc.extras.constant import EVAL_SPLITS
 from llmhalluc.extras.errors import UserError, did_you_mean, one_line
-from llmhalluc.hparams.backtrack_args import BacktrackArguments
-from llmhalluc.hparams.data_args import CONVERTERS, DataArguments, is_file_name
+from llmhalluc.hparams.checks import is_file_name
+from llmhalluc.hparams.sections import CONVERTERS, BacktrackArguments, DataArguments
 from llmhalluc.hparams.task_args import task_options
 from llmhalluc.tasks import ERRING_CONVERTERS, GENERATORS, TASKS
 

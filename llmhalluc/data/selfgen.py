@@ -15,7 +15,8 @@ from llmhalluc.data.backtrack import Decision, ErringConverter
 from llmhalluc.data.base import Ids, column
 from llmhalluc.extras.constant import BACKTRACK_TOKEN, RESERVED_BACKTRACK_TOKEN
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.data_args import DataArguments, refuse_evaluation_split
+from llmhalluc.hparams.checks import refuse_evaluation_split
+from llmhalluc.hparams.sections import DataArguments
 
 ABOUT = "selfgen.json"  # lies beside traces.jsonl
 COLUMNS = ("prompt_ids", "prefix_ids", "own_steps", "right_ids")

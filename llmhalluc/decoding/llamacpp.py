@@ -16,7 +16,7 @@ from llmhalluc.decoding.options import model_section
 from llmhalluc.decoding.sequence import Output
 from llmhalluc.extras.constant import BACKTRACK_TOKEN
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.sections import ModelArguments
 from llmhalluc.models.helper import gguf_path, local_folder
 from llmhalluc.models.patcher import token_id
 

@@ -19,8 +19,7 @@ from llmhalluc.eval.lm_eval_patches import silent_model
 from llmhalluc.eval.metrics import count, trace_metrics
 from llmhalluc.eval.variants import GEN_KEYS, Variant, operator_of
 from llmhalluc.extras.errors import UserError, did_you_mean
-from llmhalluc.hparams.gen_args import GenArguments
-from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.sections import GenArguments, ModelArguments
 from llmhalluc.models.helper import eos_ids, fingerprint
 from llmhalluc.models.loader import load
 

@@ -2,13 +2,20 @@
 
 import importlib.util
 import os
+import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from llmhalluc import tasks
+from llmhalluc.extras.constant import EVAL_SPLITS
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.data_args import is_file_name, refuse_evaluation_split
-from llmhalluc.hparams.reward_args import law5_problems
+from llmhalluc.hparams.sections import RewardArguments
+
+# Suffixes that make a name a local file, whether or not it is there.
+FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".tsv", ".txt", ".gz", ".zst", ".zip", ".arrow")
+COMPONENTS = ("outcome", "process", "efficiency", "format")
+MARGIN = 0.1  # by which the reward of the lowest right answer stays above that of the highest wrong one
 
 
 def together(config: Any) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -59,6 +66,52 @@ def inputs(config: Any, sections: tuple[str, ...]) -> Iterator[tuple[tuple[str, 
                 yield from _absent_file(f"{test.key(table)}.{task}", file)
         for folder in test.include_path:
             yield from _absent_folder(test.key("include_path"), folder)
+
+
+def is_file_name(dataset: str) -> bool:
+    """Whether a data set's name means a local file: a data file's suffix, `./`, `~`, `/`, or many folders."""
+    return dataset.endswith(FILE_SUFFIXES) or dataset.startswith((".", "~", "/")) or dataset.count("/") > 1
+
+
+def refuse_evaluation_split(dataset: str, split: str) -> None:
+    """Raise UserError when training data names an evaluation split: `test[:10]`, `my_test.jsonl`.
+
+    The words of the split's name and of a local file's stem count: `train+validation` is refused, `latest` is
+    not. So does a file's folder, unless the stem says train. What a task bars is refused however it is
+    spelt.
+    """
+    plain = re.sub(r"[-_ .]", "", dataset.lower())
+    for name, reason in tasks.BARRED.items():
+        if name in plain:
+            raise UserError(f"data.dataset is {dataset}, {reason}: name data that is for training")
+    words = {"data.split": re.findall("[a-z]+", split.lower()), "data.dataset": []}
+    if is_file_name(dataset):
+        path = PurePath(dataset.lower())
+        words["data.dataset"] = re.findall("[a-z]+", path.name.split(".")[0])
+        if "train" not in words["data.dataset"]:
+            words["data.dataset"].append(path.parent.name)  # test/0000.parquet
+    for (key, found), value in zip(words.items(), (split, dataset), strict=True):
+        for word in found:
+            if word in EVAL_SPLITS:
+                raise UserError(f"{key} is {value}, and {word} is an evaluation split: name data that is for training")
+
+
+def law5_problems(args: RewardArguments) -> list[tuple[tuple[str, ...], str]]:
+    """What is wrong with weights under which a wrong answer could come near a right one; keys and a sentence each.
+
+    A right answer scores at least the weight of the outcome, a wrong one at most all other weights together, and
+    between two stages that keep their distance so does every mixture of them (docs/reward.md).
+    """
+    found = []
+    for stage in ("start", "end"):
+        outcome, *rest = (getattr(args, f"{name}_{stage}") for name in COMPONENTS)
+        if outcome < sum(rest) + MARGIN - 1e-9:
+            keys = tuple(f"reward.{name}_{stage}" for name in COMPONENTS)
+            found.append(
+                (keys, f"reward.outcome_{stage} is {outcome:g}, and a wrong answer could win: raise it to at least "
+                       f"{sum(rest) + MARGIN:g}, {MARGIN:g} above {', '.join(keys[1:])} together")
+            )  # fmt: skip
+    return found
 
 
 def _absent_file(key: str, file: str) -> Iterator[tuple[tuple[str, ...], str]]:

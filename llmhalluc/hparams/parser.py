@@ -9,25 +9,15 @@ import dataclasses
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 from llmhalluc.extras.errors import UserError, did_you_mean
 from llmhalluc.extras.keys import value_at
 from llmhalluc.hparams import checks, task_args
-from llmhalluc.hparams.backtrack_args import BacktrackArguments
-from llmhalluc.hparams.data_args import DataArguments
-from llmhalluc.hparams.eval_args import EvalArguments
-from llmhalluc.hparams.exp_args import ExpArguments
-from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.hparams.mapping import Key, Problem, accepts, check_mapping, convert, key_problem, keys_of, make
-from llmhalluc.hparams.model_args import ModelArguments
-from llmhalluc.hparams.reward_args import RewardArguments
-from llmhalluc.hparams.selfgen_args import SelfgenArguments
-from llmhalluc.hparams.train_args import TrainArguments
+from llmhalluc.hparams.sections import SECTIONS, Config, TrainArguments
 from llmhalluc.hparams.trl_fields import trl_keys
-from llmhalluc.hparams.yaml_files import read_words, to_yaml
 
 SEED = Key(
     int | None, None, "sets train.seed, train.data_seed, gen.seed and eval.seed where they are not given",
@@ -39,28 +29,6 @@ SEEDED = (("train", "seed"), ("train", "data_seed"), ("gen", "seed"), ("eval", "
 TRL_DEFAULTS = {"output_dir": "outputs/train"}
 
 
-@dataclass
-class Config:
-    """A whole configuration: one dataclass a section; `gen_given` are the keys of `gen` that win over a task's own."""
-
-    model: ModelArguments = field(default_factory=ModelArguments)
-    data: DataArguments = field(default_factory=DataArguments)
-    backtrack: BacktrackArguments = field(default_factory=BacktrackArguments)
-    train: TrainArguments = field(default_factory=TrainArguments)
-    reward: RewardArguments = field(default_factory=RewardArguments)
-    gen: GenArguments = field(default_factory=GenArguments)
-    selfgen: SelfgenArguments = field(default_factory=SelfgenArguments)
-    eval: EvalArguments = field(default_factory=EvalArguments)
-    exp: ExpArguments = field(default_factory=ExpArguments)
-    seed: int | None = None
-    gen_given: frozenset[str] = frozenset()
-
-
-SECTIONS: dict[str, Any] = {
-    part.name: part.type for part in dataclasses.fields(Config) if part.name not in ("seed", "gen_given")
-}
-
-
 def parse(argv: list[str], program: str, sections: tuple[str, ...], default: Path | None = None) -> Config:
     """The Config of a command line; `--help` and `--print-config` print and exit. Raises UserError."""
     return build(read(argv, program, sections, default), sections)
@@ -68,6 +36,8 @@ def parse(argv: list[str], program: str, sections: tuple[str, ...], default: Pat
 
 def read(argv: list[str], program: str, sections: tuple[str, ...], default: Path | None = None) -> dict:
     """`parse` without the last step: the raw config of a command line."""
+    from llmhalluc.hparams.yaml_files import read_words, to_yaml  # a config that stands in memory needs no YAML
+
     if "--help" in argv or "-h" in argv:
         from llmhalluc.hparams.help import help_text
 

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from llmhalluc.extras.errors import UserError, did_you_mean
-from llmhalluc.hparams.data_args import OWN_ERRORS, DataArguments
-from llmhalluc.hparams.eval_args import EvalArguments
 from llmhalluc.hparams.mapping import Key, accepts, check_mapping, keys_of, make
+from llmhalluc.hparams.sections import OWN_ERRORS, DataArguments, EvalArguments
 from llmhalluc.tasks import TASKS, task_of
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.sections import ModelArguments
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from llmhalluc.extras import constant
 from llmhalluc.extras.errors import UserError, one_line
-from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.sections import ModelArguments
 from llmhalluc.models.transformers_patches import forget_quantization
 
 

@@ -19,8 +19,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from llmhalluc.extras.errors import UserError, did_you_mean, one_line
-from llmhalluc.hparams.backtrack_args import BacktrackArguments
-from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.sections import BacktrackArguments, ModelArguments
 from llmhalluc.models.context import apply_context, check_architecture
 from llmhalluc.models.embedding import set_start_values
 from llmhalluc.models.helper import dtype_of, from_pretrained, local_folder, resolve

@@ -21,7 +21,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 
 from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.run_folder import write_json
-from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.sections import ModelArguments
 from llmhalluc.models.helper import ship_generate
 from llmhalluc.models.transformers_patches import has_4bit_conv1d
 

@@ -16,8 +16,7 @@ from llmhalluc.tasks import CONVERTERS, TASKS
 
 if TYPE_CHECKING:
     from llmhalluc.data.problems import Problem
-    from llmhalluc.hparams.gen_args import GenArguments
-    from llmhalluc.hparams.parser import Config
+    from llmhalluc.hparams.sections import Config, GenArguments
     from llmhalluc.models.loader import Loaded
     from llmhalluc.selfgen.build import Record
 

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 from llmhalluc.extras.errors import UserError, one_line
 from llmhalluc.extras.run_folder import is_main_process, open_run, write_json
-from llmhalluc.hparams.parser import Config, resolved
+from llmhalluc.hparams.parser import resolved
+from llmhalluc.hparams.sections import Config
 from llmhalluc.train.checkpoint import newest_checkpoint
 
 RECORD, CURVE, MERGED = "train.json", "loss.png", "merged"  # train.json is written last: it says "finished"

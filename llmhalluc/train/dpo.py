@@ -16,7 +16,7 @@ from llmhalluc.data.collator import DrawSampler
 from llmhalluc.data.dpo import PairDataset
 from llmhalluc.data.manager import GENERIC, converter_class
 from llmhalluc.extras.errors import UserError, one_line
-from llmhalluc.hparams.parser import Config
+from llmhalluc.hparams.sections import Config
 from llmhalluc.train.base import BaseExecutor
 from llmhalluc.train.scoring import Weights, score_through_model
 from llmhalluc.train.trainer import ResumableTrainer

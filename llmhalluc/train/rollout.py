@@ -15,7 +15,7 @@ from llmhalluc.data.problems import Problem
 from llmhalluc.decoding.engine import decode
 from llmhalluc.decoding.sequence import Spec, Trace
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.sections import GenArguments
 from llmhalluc.models.peft import rows_in_place
 from llmhalluc.train import trl_patches
 

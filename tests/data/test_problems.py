@@ -6,7 +6,7 @@ import pytest
 
 from llmhalluc.data.problems import Problem, load_problems
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.data_args import CONVERTERS, DataArguments
+from llmhalluc.hparams.sections import CONVERTERS, DataArguments
 from llmhalluc.prompts import math
 from llmhalluc.tasks import PROBLEM_CONVERTERS, TASKS
 from llmhalluc.tasks.math.answers import is_correct

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.mapping import Key
-from llmhalluc.hparams.parser import SECTIONS, build, parse, read, resolved, section_keys
+from llmhalluc.hparams.parser import build, parse, read, resolved, section_keys
+from llmhalluc.hparams.sections import SECTIONS
 from llmhalluc.hparams.task_args import option_groups
 from llmhalluc.hparams.yaml_files import load_raw, to_yaml
 

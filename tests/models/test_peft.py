@@ -9,8 +9,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.backtrack_args import BacktrackArguments
-from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.sections import BacktrackArguments, ModelArguments
 from llmhalluc.models.loader import load
 from llmhalluc.models.peft import BacktrackPeftModel, add_adapter, merge, rows_in_place
 from tests.models.saved import saved_model, train

@@ -6,7 +6,7 @@ import pytest
 
 from llmhalluc.data.problems import Problem
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.sections import GenArguments
 from llmhalluc.models.helper import fingerprint
 from llmhalluc.models.loader import Loaded
 from llmhalluc.selfgen.sample import Rollouts, Sampler
