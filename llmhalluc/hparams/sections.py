@@ -41,8 +41,7 @@ class ModelArguments(Section):
         ["delete", "undo", "erase", "remove", "backspace"], "words whose embeddings semantic averages"
     )
     token_init_description: str = option(
-        "a special token that erases the token before it",
-        "sentence whose token embeddings description averages",
+        "a special token that erases the token before it", "sentence whose token embeddings description averages"
     )
     token_init_noise: float = option(
         0.01, "standard deviation of the noise, relative to the row's norm", bounds="[0, inf)"

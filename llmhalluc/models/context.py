@@ -39,10 +39,7 @@ def check_context(model: PreTrainedModel, context: str, length: int | None = Non
 
 
 def check_architecture(
-    model_class: type[PreTrainedModel] | None,
-    config: PreTrainedConfig,
-    context: str,
-    length: int | None = None,
+    model_class: type[PreTrainedModel] | None, config: PreTrainedConfig, context: str, length: int | None = None
 ) -> None:
     """`check_context` before there are weights; None is a class that only a model's own code knows."""
     if context == "soft":

@@ -31,11 +31,7 @@ START_VALUES = {
 
 @torch.no_grad()
 def set_start_values(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    backtrack_id: int,
-    args: ModelArguments,
-    seed: int,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, backtrack_id: int, args: ModelArguments, seed: int
 ) -> None:
     """Set the BACKTRACK's input row, and its output row where that is another, as `args.token_init` says.
 

@@ -1,24 +1,20 @@
 """Where weights and tokenizers lie: on the hub, in a folder, in an installed package, in a GGUF file."""
 
-import functools
 import hashlib
 import importlib.util
 import json
-import os
 import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from llmhalluc.extras import constant
 from llmhalluc.extras.errors import UserError, one_line
 from llmhalluc.hparams.sections import ModelArguments
-from llmhalluc.models.transformers_patches import forget_quantization
 
 
 def resolve(args: ModelArguments) -> ModelArguments:
@@ -35,7 +31,9 @@ def resolve(args: ModelArguments) -> ModelArguments:
         args = replace(args, adapter=str(Path(args.adapter).expanduser()))
     folder = local_folder(args.key("name_or_path"), args.name_or_path)
     if args.gguf_file is not None:
-        folder = _converted(args, gguf_path(args, folder))
+        from llmhalluc.models.gguf import converted
+
+        folder = converted(gguf_path(args, folder), dtype_of(args, auto=torch.float32), args.key("gguf_file"))
     if folder is None:
         return args
     adapter = folder / "adapter_config.json"
@@ -147,37 +145,3 @@ def gguf_path(args: ModelArguments, folder: Path | None) -> Path:
         there = ", ".join(sorted(p.name for p in folder.glob("*.gguf"))) or "no .gguf file"
         raise UserError(f"{args.key('gguf_file')} is {args.gguf_file!r}, but {folder} holds {there}: check the name")
     return path
-
-
-def _converted(args: ModelArguments, gguf: Path) -> Path:
-    """The cached folder that holds the GGUF file's weights as safetensors in `args.dtype`, and its tokenizer."""
-    dtype, stat = dtype_of(args, auto=torch.float32), gguf.stat()
-    digest = _digest(gguf, stat.st_size, stat.st_mtime_ns)
-    folder = constant.CACHE / "gguf" / f"{gguf.stem}-{digest[:16]}-{str(dtype).removeprefix('torch.')}"
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    where = {"gguf_file": gguf.name, "local_files_only": True}
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as temporary:
-        made = Path(temporary) / "model"
-        try:
-            model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=dtype, **where)
-        except ValueError as error:
-            key = args.key("gguf_file")
-            raise UserError(f"{key} is {gguf}, which cannot be converted: {one_line(error)}") from error
-        forget_quantization(model)
-        model.save_pretrained(made)
-        AutoTokenizer.from_pretrained(str(gguf.parent), **where).save_pretrained(made)
-        try:
-            os.rename(made, folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was first
-                raise
-    return folder
-
-
-@functools.cache
-def _digest(path: Path, size: int, mtime_ns: int) -> str:
-    """SHA-256 of a file's content, read once as long as size and time stay."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,17 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from llmhalluc.extras.errors import UserError, did_you_mean, one_line
 from llmhalluc.hparams.sections import BacktrackArguments, ModelArguments
@@ -86,10 +77,7 @@ def load_tokenizer(args: ModelArguments) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    args: ModelArguments,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    seed: int = 0,
-    context: str = "soft",
+    args: ModelArguments, tokenizer: PreTrainedTokenizerBase | None = None, seed: int = 0, context: str = "soft"
 ) -> PreTrainedModel:
     """The model on its device, in eval mode; `args.adapter` is merged in or, with lora or qlora, trains on.
 
