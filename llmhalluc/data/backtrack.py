@@ -1,27 +1,23 @@
-"""Converters that put errors in, and the plain one: random error runs in the answers of `sft` records."""
+"""Records as they are: a prompt column, an answer column, and a template around the prompt; plain, or with errors."""
 
-from random import Random
 from typing import Any
 
-from llmhalluc.backtrack import inject_error
-from llmhalluc.data.base import BacktrackDatasetConverter, Ids
-from llmhalluc.data.errors import ErrorRuns
-from llmhalluc.data.sft import SFTConverter
+from llmhalluc.data.base import BacktrackDatasetConverter, ErringConverter, column
 
 
-class ErringConverter(BacktrackDatasetConverter):
-    """A converter whose traces hold error runs, each followed by the BACKTRACKs that erase it; drawn anew each time."""
+class SFTConverter(BacktrackDatasetConverter):
+    """`data.prompt_column` and `data.completion_column`; the template qa also reads a column `context`."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.errors = ErrorRuns(self.tokenizer, self.backtrack_id, self.backtrack)
+    def texts(self, record: dict[str, Any]) -> tuple[str, str]:
+        from llmhalluc.prompts import math, qa  # templates that most runs do without
 
-    def corrupt(self, encoded: dict[str, Any], rng: Random, progress: float) -> Ids:
-        ids = trace = encoded["completion_ids"]
-        longest = self.errors.longest(progress)
-        for at in reversed(self.errors.places(self.errors.eligible(ids), len(ids), rng)):
-            trace = inject_error(trace, at, self.errors.run(ids, at, longest, rng), self.backtrack_id)
-        return trace
+        prompt = str(column(record, self.data.prompt_column, "data.prompt_column"))
+        answer = str(column(record, self.data.completion_column, "data.completion_column"))
+        if self.data.template == "math":
+            return math.prompt_text(prompt), self.delimiter + answer.strip()
+        if self.data.template == "qa":
+            return qa.prompt_text(prompt, record.get("context") or ""), self.delimiter + answer.strip()
+        return prompt, answer
 
 
 class BacktrackConverter(ErringConverter, SFTConverter):

@@ -25,7 +25,7 @@ from llmhalluc.tasks import ERRING_CONVERTERS, GENERATORS, TASKS
 logger = logging.getLogger(__name__)
 # The converters that know no task, by module and class: a run imports the one that it uses.
 GENERIC = {
-    "sft": ("sft", "SFTConverter"),
+    "sft": ("backtrack", "SFTConverter"),
     "backtrack": ("backtrack", "BacktrackConverter"),
     "dpo": ("dpo", "DPOConverter"),
     "backtrack_dpo": ("pairs", "BacktrackDPOConverter"),

@@ -5,8 +5,8 @@ from random import Random
 from typing import Any, NamedTuple
 
 from llmhalluc.backtrack import inject_error
-from llmhalluc.data.backtrack import BacktrackConverter, ErringConverter
-from llmhalluc.data.base import BacktrackDatasetConverter, Ids
+from llmhalluc.data.backtrack import BacktrackConverter
+from llmhalluc.data.base import BacktrackDatasetConverter, ErringConverter, Ids
 from llmhalluc.data.dpo import Pair
 from llmhalluc.data.selfgen import COLUMNS, SelfgenConverter
 from llmhalluc.data.task import TaskBacktrackConverter, joined
@@ -45,11 +45,11 @@ class PairSource(ErringConverter):
             return None
         at = 1 + int(rng.random() * (len(ids) - 1))
         count = min(at, self.errors.length(rng, self.errors.longest(progress)))
-        return Decision(ids[:at], ids[at:], [self.errors.backtrack_id] * count + ids[at - count :])
+        return Decision(ids[:at], ids[at:], [self.backtrack_id] * count + ids[at - count :])
 
     def at_error(self, ids: Ids, at: int, run: Sequence[int], carried_on: Ids) -> Decision:
         """Return clean ids with an error run before position `at`, cut where the erasing begins."""
-        trace, cut = inject_error(ids, at, run, self.errors.backtrack_id), at + len(run)
+        trace, cut = inject_error(ids, at, run, self.backtrack_id), at + len(run)
         return Decision(trace[:cut], trace[cut:], carried_on)
 
 
@@ -104,7 +104,7 @@ class TaskPairs(PairSource, TaskBacktrackConverter):
         k = places[int(rng.random() * len(places))]
         *before, last = _standing(pieces[:k])
         wrong = self.task.wrong_moves(encoded["record"], before, rng, instead_of=last)
-        erasing = [self.errors.backtrack_id] * len(self.tokens.of(last, first=not before))
+        erasing = [self.backtrack_id] * len(self.tokens.of(last, first=not before))
         return self._decision(encoded, pieces, k, [erasing, *self.tokens.of_moves(wrong, len(before))])
 
     def _decision(self, encoded: dict[str, Any], pieces: Sequence[Piece], k: int, wrong: Iterable[Ids]) -> Decision:

@@ -10,8 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from llmhalluc.backtrack import inject_error
-from llmhalluc.data.backtrack import ErringConverter
-from llmhalluc.data.base import Ids, column
+from llmhalluc.data.base import ErringConverter, Ids, column
 from llmhalluc.extras.constant import BACKTRACK_TOKEN, RESERVED_BACKTRACK_TOKEN
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.checks import refuse_evaluation_split

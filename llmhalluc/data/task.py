@@ -8,8 +8,7 @@ from typing import Any
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
-from llmhalluc.data.backtrack import ErringConverter
-from llmhalluc.data.base import BacktrackDatasetConverter, Ids, column, tokenise
+from llmhalluc.data.base import BacktrackDatasetConverter, ErringConverter, Ids, column, tokenise
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.task_args import task_options
 from llmhalluc.tasks import CONVERTERS, TASKS
@@ -141,7 +140,7 @@ class TaskBacktrackConverter(ErringConverter, TaskConverter):
         standing: list[int] = []  # tokens of each move that stands
         for piece in pieces:
             if piece is ERASE:
-                runs.append([self.errors.backtrack_id] * standing.pop())
+                runs.append([self.backtrack_id] * standing.pop())
             else:
                 runs.append(self.tokens.of(piece, first=not standing))
                 standing.append(len(runs[-1]))

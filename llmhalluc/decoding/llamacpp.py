@@ -17,8 +17,9 @@ from llmhalluc.decoding.sequence import Output
 from llmhalluc.extras.constant import BACKTRACK_TOKEN
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.sections import ModelArguments
-from llmhalluc.models.helper import gguf_path, local_folder
+from llmhalluc.models.helper import local_folder
 from llmhalluc.models.patcher import token_id
+from llmhalluc.models.weights import gguf_path
 
 
 class LlamaCppBackend:

@@ -1,15 +1,8 @@
-"""A raw config -> dataclasses; every mistake is reported at once, before torch is imported.
-
-yaml_files.py reads a raw config, `build` checks it and makes a `Config`, `resolved` makes plain data of that again,
-`parse` is what a program calls with its command line.
-"""
+"""A raw config -> dataclasses, and back; every mistake is reported at once, before torch is imported."""
 
 import copy
 import dataclasses
-import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, get_args
 
 from llmhalluc.extras.errors import UserError, did_you_mean
@@ -27,41 +20,6 @@ STAGES = get_args(TrainArguments.__dataclass_fields__["stage"].type)
 SEEDED = (("train", "seed"), ("train", "data_seed"), ("gen", "seed"), ("eval", "seed"))
 # Where ours differ from TRL's defaults.
 TRL_DEFAULTS = {"output_dir": "outputs/train"}
-
-
-def parse(argv: list[str], program: str, sections: tuple[str, ...], default: Path | None = None) -> Config:
-    """The Config of a command line; `--help` and `--print-config` print and exit. Raises UserError."""
-    return build(read(argv, program, sections, default), sections)
-
-
-def read(argv: list[str], program: str, sections: tuple[str, ...], default: Path | None = None) -> dict:
-    """`parse` without the last step: the raw config of a command line."""
-    from llmhalluc.hparams.yaml_files import read_words, to_yaml  # a config that stands in memory needs no YAML
-
-    if "--help" in argv or "-h" in argv:
-        from llmhalluc.hparams.help import help_text
-
-        stage = stage_of(read_words([word for word in argv if word not in ("--help", "-h")], default)[0])
-        groups = {}
-        for name in sections:
-            groups |= {name: (SECTIONS[name].__doc__, section_keys(name, stage))} | task_args.option_groups(name)
-        show(help_text(program, default, {"": ("Above all sections.", {"seed": SEED})} | groups))
-        sys.exit(0)
-    raw, problems = read_words(argv, default)
-    if problems:
-        try:
-            build(raw, sections)
-        except UserError as error:
-            problems += error.sentences
-        raise UserError(*problems)
-    if "--print-config" in argv:
-        plain = resolved(build(raw))
-        for section, key in SEEDED:  # so that `seed` still reaches them when the printed config is used
-            if plain[section].get(key) == plain.get("seed", ...):
-                del plain[section][key]
-        show(to_yaml(plain))
-        sys.exit(0)
-    return raw
 
 
 def build(raw: dict[str, Any], sections: tuple[str, ...] = (), kinds: dict[str, Any] = SECTIONS) -> Config:
@@ -115,14 +73,6 @@ def stage_of(raw: dict[str, Any]) -> str:
     """The stage whose TRL keys `train` takes; sft where what is given is none."""
     stage = raw["train"].get("stage") if isinstance(raw.get("train"), dict) else None
     return stage if stage in STAGES else "sft"
-
-
-def show(text: str) -> None:
-    """Print, and be content when the reader stops early (`--help | head`)."""
-    try:
-        print(text, end="", flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _spread_seed(given: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from llmhalluc.extras.errors import UserError, did_you_mean, one_line
 from llmhalluc.hparams.sections import BacktrackArguments, ModelArguments
 from llmhalluc.models.context import apply_context, check_architecture
 from llmhalluc.models.embedding import set_start_values
-from llmhalluc.models.helper import dtype_of, from_pretrained, local_folder, resolve
+from llmhalluc.models.helper import dtype_of, from_pretrained, local_folder
 from llmhalluc.models.patcher import add_token, fit_embeddings, token_id
 from llmhalluc.tasks import TASKS, TOKENIZERS
 
@@ -64,6 +64,8 @@ def load_tokenizer(args: ModelArguments) -> PreTrainedTokenizerBase:
         names = f"{', '.join(TOKENIZERS)}, a folder or a hub name"
         raise UserError(f"{args.key('from_config')} needs {args.key('tokenizer')}: {names}")
     else:
+        from llmhalluc.models.weights import resolve
+
         args = resolve(args)
         has_own = args.adapter is not None and (Path(args.adapter) / TOKENIZER_FILES[0]).is_file()
         key, name = args.key("name_or_path"), args.adapter if has_own else args.name_or_path
@@ -88,6 +90,8 @@ def load_model(
     device = torch.device(args.device or _best_device())
     if args.from_config is not None:
         return _fresh_model(args, tokenizer, seed, context).to(device).eval()
+    from llmhalluc.models.weights import resolve
+
     args = resolve(args)
     where = (args.key("name_or_path"), args.name_or_path, args)
     config = from_pretrained(AutoConfig, *where)

@@ -13,7 +13,6 @@ from llmhalluc.extras.errors import UserError, one_line
 from llmhalluc.extras.run_folder import is_main_process, open_run, write_json
 from llmhalluc.hparams.parser import resolved
 from llmhalluc.hparams.sections import Config
-from llmhalluc.train.checkpoint import newest_checkpoint
 
 RECORD, CURVE, MERGED = "train.json", "loss.png", "merged"  # train.json is written last: it says "finished"
 logger = logging.getLogger(__name__)
@@ -47,6 +46,8 @@ class BaseExecutor:
                 logger.warning("%s holds this run finished: nothing is left to do", self.output_dir)
                 return json.loads((self.output_dir / RECORD).read_text(encoding="utf-8"))
             if train.resume:
+                from llmhalluc.train.checkpoint import newest_checkpoint
+
                 self.checkpoint = newest_checkpoint(self.output_dir, int(os.environ.get("WORLD_SIZE", 1)))
             use_trackers(self.trl.get("report_to"), self.output_dir)
             self.load_model()

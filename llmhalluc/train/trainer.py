@@ -13,7 +13,8 @@ from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.run_folder import write_json
 from llmhalluc.models.helper import ship_generate
 from llmhalluc.train import trl_patches
-from llmhalluc.train.checkpoint import STATE, progress_file
+
+STATE = "trainer_state.json"  # the Trainer's first process writes it last
 
 
 class ResumableTrainer(trl_patches.PatchedTrainer):
@@ -80,6 +81,11 @@ class ResumableTrainer(trl_patches.PatchedTrainer):
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Write none: TRL's would speak of its own loss and an unnamed base model; run.json has the facts."""
+
+
+def progress_file(folder: Path, process: int) -> Path:
+    """Return where a process keeps what the Trainer's own state lacks; written before all else in the folder."""
+    return folder / f"progress_{process}.json"
 
 
 class StepCallback(TrainerCallback):

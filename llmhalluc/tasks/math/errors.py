@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmhalluc.backtrack import inject_error
 from llmhalluc.prompts import math
-from llmhalluc.tasks.base import Runs
+from llmhalluc.tasks.token_errors import Runs
 
 if TYPE_CHECKING:
     from tokenizers import Encoding

@@ -8,12 +8,14 @@ from random import Random
 from typing import TYPE_CHECKING, Literal
 
 from llmhalluc.extras.option import option
-from llmhalluc.tasks.base import ERASE, Board, Cell, Move, Piece, Record, Task, Verdict, Written
+from llmhalluc.tasks.base import ERASE, Piece, Record, Task, Verdict, Written
 from llmhalluc.tasks.sudoku import text as sudoku
 from llmhalluc.tasks.sudoku.search import guess, search_trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from llmhalluc.tasks.boards import Board, Move
 
 
 @dataclass
@@ -167,8 +169,10 @@ class Sudoku(Task):
         made = {step.strip() for step in steps}
         return [move for move in self.moves(record) if move.strip() not in made]
 
-    def board(self, record: Record, moves: Sequence[Move]) -> Board:
+    def board(self, record: Record, moves: "Sequence[Move]") -> "Board":
         """Return the grid after the standing moves, with what is given, astray and in conflict marked."""
+        from llmhalluc.tasks.boards import Board, Cell
+
         puzzle, solution = record["puzzle"], record["solution"]
         size, grid = isqrt(len(puzzle)), puzzle
         for move in moves:
