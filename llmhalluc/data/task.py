@@ -31,9 +31,19 @@ class MoveTokens:
     def of(self, text: str, first: bool = False) -> Ids:
         """Return the ids of a text in the middle of a completion, or of its first move: the same ones come often."""
         text = self.delimiter + text.lstrip() if first else text
-        if text not in self.known:
-            self.known[text] = self._alone(text)
-        return self.known[text]
+        if text in self.known:
+            return self.known[text]
+        (ids,), _ = tokenise(self.tokenizer, [_ANCHOR + text], special_tokens=False)
+        n = len(self.anchor)
+        ids = ids[n:] if ids[:n] == self.anchor else ids
+        task = TASKS[self.task]
+        if task.one_token_moves and (len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id):
+            raise UserError(
+                f"the task {self.task} needs a tokenizer with a token for each move such as {text.strip()}: set "
+                f"model.tokenizer to {' or '.join(task.tokenizers)}"
+            )
+        self.known[text] = ids
+        return ids
 
     def of_moves(self, moves: Iterable[str], n_before: int = 0) -> list[Ids]:
         """Return the ids of each move; `n_before` moves stand before the first."""
@@ -45,18 +55,6 @@ class MoveTokens:
             return joined(self.of_moves(TASKS[self.task].moves(record)))
         text = self.delimiter + TASKS[self.task].solution(record)
         return tokenise(self.tokenizer, [text], special_tokens=False)[0][0]
-
-    def _alone(self, text: str) -> Ids:
-        (ids,), _ = tokenise(self.tokenizer, [_ANCHOR + text], special_tokens=False)
-        n = len(self.anchor)
-        ids = ids[n:] if ids[:n] == self.anchor else ids
-        task = TASKS[self.task]
-        if task.one_token_moves and (len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id):
-            raise UserError(
-                f"the task {self.task} needs a tokenizer with a token for each move such as {text.strip()}: set "
-                f"model.tokenizer to {' or '.join(task.tokenizers)}"
-            )
-        return ids
 
 
 class TaskConverter(BacktrackDatasetConverter):

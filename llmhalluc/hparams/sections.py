@@ -43,9 +43,7 @@ class ModelArguments(Section):
     token_init_description: str = option(
         "a special token that erases the token before it", "sentence whose token embeddings description averages"
     )
-    token_init_noise: float = option(
-        0.01, "standard deviation of the noise, relative to the row's norm", bounds="[0, inf)"
-    )
+    token_init_noise: float = option(0.01, "deviation of the noise, relative to the row's norm", bounds="[0, inf)")
     finetuning: Literal["full", "lora", "qlora"] = option("full", "which weights train")
     lora_r: int = option(16, "LoRA rank", bounds="[1, inf)")
     lora_alpha: int = option(32, "LoRA alpha", bounds="[1, inf)")
@@ -73,9 +71,7 @@ class DataArguments(Section):
     template: Literal["none", "math", "qa"] = option("none", "prompt template of llmhalluc/prompts")
     apply_chat_template: bool = option(False, "wrap the prompt with the tokenizer's chat template")
     max_samples: int | None = option(None, "use the first so many records", bounds="[1, inf)")
-    max_length: int | None = option(
-        None, "longest trace in tokens; longer ones are left out and counted", bounds="[1, inf)"
-    )
+    max_length: int | None = option(None, "longest trace in tokens; longer ones are left out", bounds="[1, inf)")
     num_proc: int | None = option(None, "processes that tokenise", bounds="[1, inf)")
 
 
@@ -114,12 +110,8 @@ class TrainArguments(Section):
     loss: Literal["sequence", "token"] = option(
         "sequence", "dpo: all tokens of a pair count alike, or those of the decision to erase more (train/dpo.py)"
     )
-    rollout_batch_size: int | None = option(
-        None, "grpo: rollouts that decode at once; none: all of a process", bounds="[1, inf)"
-    )
-    loss_decay: float = option(
-        0.9, "dpo with loss token: weight of a token, relative to the one before it", bounds="(0, 1]"
-    )
+    rollout_batch_size: int | None = option(None, "grpo: rollouts decoded at a time; none: all", bounds="[1, inf)")
+    loss_decay: float = option(0.9, "dpo, loss token: weight of a token relative to the one before it", bounds="(0, 1]")
     keep_share: float = option(
         0.0,
         "dpo with backtrack_dpo: share of pairs in which the text is right so far and erasing it is rejected",
@@ -193,9 +185,7 @@ class SelfgenArguments(Section):
     locator: Literal["arithmetic", "departure", "value"] = option(
         "departure", "first false calculation, first departure from a right solution, or a search by prefix values"
     )
-    rollouts: int = option(
-        8, "completions sampled from a prefix, to value it or to find a right one", bounds="[1, inf)"
-    )
+    rollouts: int = option(8, "completions sampled from a prefix to value it or to find a right one", bounds="[1, inf)")
     value_threshold: float = option(
         0.0, "value: highest share of right rollouts of a prefix that has fallen", bounds="[0, 1)"
     )
@@ -214,9 +204,7 @@ class EvalArguments(Section):
     """What `run_eval` runs; names as in lm-eval's `simple_evaluate` where it has them."""
 
     section: ClassVar[str] = "eval"
-    tasks: list[str] = option(
-        [tasks.DEFAULT_EVALUATION], "lm-eval tasks, ours (configs/lm_eval/tasks) or the harness's own"
-    )
+    tasks: list[str] = option([tasks.DEFAULT_EVALUATION], "lm-eval tasks: ours (configs/lm_eval/tasks) or its own")
     include_path: list[str] = option([], "more folders with task YAMLs")
     data_files: dict[str, str] = option({}, "task: local file that takes the place of its hub data set")
     fewshot_files: dict[str, str] = option({}, "task: local file for its few-shot examples")

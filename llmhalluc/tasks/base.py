@@ -3,7 +3,6 @@
 A task is a subclass of Task, an instance of it named TASK in the same file, and a line in TASKS (tasks/__init__.py).
 """
 
-import re
 from collections.abc import Callable, Hashable, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 Record = dict[str, Any]  # a problem, its `columns` by name
 Piece = str | None  # the text of a move, or ERASE
 ERASE: Piece = None  # in a search: the last move that stands is taken back
-_WORD_END = re.compile(r"(?<=\S)(?=\s)")
 
 
 class Verdict(NamedTuple):
@@ -145,7 +143,9 @@ class Task:
 
     def step_ends(self, pieces: Sequence[str]) -> list[int]:
         """Return after how many tokens each step ends; `pieces` are the tokens' texts. Here a word is a step."""
-        return ends_at(pieces, _WORD_END)
+        from llmhalluc.tasks.steps import WORD_END, ends_at
+
+        return ends_at(pieces, WORD_END)
 
     def step_keys(self, steps: Sequence[str], record: Record) -> list[Hashable | None]:
         """Return what another solution's step must agree in with each step; None: it says nothing of weight."""
@@ -172,25 +172,6 @@ class Task:
     def can(self, name: str) -> bool:
         """Return whether the task has a method of that name of its own."""
         return getattr(type(self), name) is not getattr(Task, name)
-
-
-def ends_at(pieces: Sequence[str], boundary: re.Pattern[str]) -> list[int]:
-    """Return after how many tokens a boundary of their text is reached, all of them at last.
-
-    A boundary within a token counts behind it; what lies between two holds more than white space.
-    """
-    text, found, at = "".join(pieces), [], 0
-    cuts = [match.end() for match in boundary.finditer(text)]
-    written, last = 0, 0  # characters so far, characters at the last boundary
-    for i, piece in enumerate(pieces):
-        written += len(piece)
-        reached = False
-        while at < len(cuts) and cuts[at] <= written:
-            reached, at = True, at + 1
-        if reached and text[last:written].strip() and text[written:].strip():
-            found.append(i + 1)
-            last = written
-    return [*found, len(pieces)] if pieces else []
 
 
 def word_tokenizer(words: Sequence[str]) -> "PreTrainedTokenizerBase":

@@ -4,11 +4,12 @@ import re
 from collections.abc import Callable, Hashable, Sequence
 
 from llmhalluc.prompts import math
-from llmhalluc.tasks.base import Record, Task, Verdict, Written, ends_at
+from llmhalluc.tasks.base import Record, Task, Verdict, Written
 from llmhalluc.tasks.math import process
 from llmhalluc.tasks.math.answers import final_answer, gold_number, is_correct
 from llmhalluc.tasks.math.equations import equations
 from llmhalluc.tasks.math.verify import Verifier
+from llmhalluc.tasks.steps import ends_at
 from llmhalluc.tasks.token_errors import Runs, TokenErrors
 
 # A line's end, with empty lines after it; or a sentence's, where white space follows.

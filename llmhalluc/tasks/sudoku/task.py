@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from llmhalluc.extras.option import option
 from llmhalluc.tasks.base import ERASE, Piece, Record, Task, Verdict, Written
 from llmhalluc.tasks.sudoku import text as sudoku
-from llmhalluc.tasks.sudoku.search import guess, search_trace
+from llmhalluc.tasks.sudoku.search import search_trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,6 +87,8 @@ class Sudoku(Task):
     def wrong_moves(
         self, record: Record, standing: Sequence[str], rng: Random, instead_of: str | None = None
     ) -> list[str]:
+        from llmhalluc.tasks.sudoku.wrong import guess
+
         texts, puzzle = sudoku.move_texts(isqrt(len(record["puzzle"]))), _digits(record["puzzle"])
         rest = [cell for cell, digit in enumerate(puzzle) if not digit][len(standing) :]
         written = guess(puzzle, [int(move[-1]) for move in standing], rng, int(instead_of[-1]) if instead_of else 0)
