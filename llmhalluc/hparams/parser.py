@@ -38,7 +38,12 @@ def build(raw: dict[str, Any], sections: tuple[str, ...] = (), kinds: dict[str, 
         if section not in bad:
             part = {key: value for key, value in given[section].items() if f"{section}.{key}" not in bad}
             setattr(config, section, _instance(kind, part))
-    for names, sentence in [*checks.together(config), *checks.inputs(config, sections)]:
+    found = [*checks.together(config)]
+    if sections:
+        from llmhalluc.hparams import inputs
+
+        found += inputs.missing(config, sections)
+    for names, sentence in found:
         # What was reported of a key, or of its whole section, is not reported again as its consequence.
         if not any(f"{name}.".startswith(f"{other}.") for name in names for other in bad):
             problems.append((names[0], sentence))

@@ -161,9 +161,7 @@ class GenArguments(Section):
     context: str | None = option(None, "soft, block or rewind; none: as the model was trained", choices=CONTEXTS)
     backtrack: bool = option(True, "false: BACKTRACK is never offered")
     ban_erased: bool = option(True, "an erased token is not offered again at its place while its prefix stands")
-    max_erasures: int | None = option(
-        None, "erasures a completion may make; none: half of max_new_tokens", bounds="[0, inf)"
-    )
+    max_erasures: int | None = option(None, "most erasures; none: half of max_new_tokens", bounds="[0, inf)")
     backtrack_bias: float = option(0.0, "added to the logit of BACKTRACK")
     operator: str | None = option(None, "rule that erases, such as probability_threshold; none: BACKTRACK alone erases")
     operator_args: dict[str, Any] = option({}, "parameters of the operator that differ from its defaults")
@@ -178,20 +176,14 @@ class SelfgenArguments(Section):
 
     section: ClassVar[str] = "selfgen"
     samples: int = option(4, "solutions sampled for each problem", bounds="[1, inf)")
-    temperature: float | None = option(
-        None, "of the samples; none: gen.temperature, or 1 where that is 0", bounds="[0, inf)"
-    )
+    temperature: float | None = option(None, "of samples; none: gen.temperature, or 1 where it is 0", bounds="[0, inf)")
     batch_size: int = option(64, "prompts decoded at a time", bounds="[1, inf)")
     locator: Literal["arithmetic", "departure", "value"] = option(
         "departure", "first false calculation, first departure from a right solution, or a search by prefix values"
     )
     rollouts: int = option(8, "completions sampled from a prefix to value it or to find a right one", bounds="[1, inf)")
-    value_threshold: float = option(
-        0.0, "value: highest share of right rollouts of a prefix that has fallen", bounds="[0, 1)"
-    )
-    max_rollouts: int | None = option(
-        None, "value: most rollouts in all; samples beyond them stay unlocated", bounds="[0, inf)"
-    )
+    value_threshold: float = option(0.0, "value: highest share of right rollouts of a fallen prefix", bounds="[0, 1)")
+    max_rollouts: int | None = option(None, "value: most rollouts in all; the rest stays unlocated", bounds="[0, inf)")
     clean_share: float = option(
         0.5, "share of the traces that are right samples as they are, if there are so many", bounds="[0, 1)"
     )

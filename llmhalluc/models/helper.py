@@ -1,6 +1,5 @@
 """Load by a name (of the hub, a folder, an installed package), and what saved and loaded models have in common."""
 
-import hashlib
 import importlib.util
 import shutil
 from pathlib import Path
@@ -55,15 +54,6 @@ def ship_generate(folder: str | Path) -> None:
     shutil.copyfile(constant.PACKAGE / "backtrack.py", target / "backtrack.py")
     text = source.read_text(encoding="utf-8").replace("from llmhalluc.backtrack import", "from .backtrack import")
     (target / "generate.py").write_text(text, encoding="utf-8")
-
-
-def fingerprint(model: torch.nn.Module) -> str:
-    """SHA-256 of a model's weights: names, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, weight in model.state_dict().items():
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -1,4 +1,4 @@
-"""A model's weights as a plain folder of safetensors: from the hub, a folder, an installed package or a GGUF file."""
+"""A model's weights: as a folder of safetensors, of the hub, a folder, a package or a GGUF file; their fingerprint."""
 
 import functools
 import hashlib
@@ -43,6 +43,15 @@ def resolve(args: ModelArguments) -> ModelArguments:
     _check_weights(args, folder)
     # Absolute: an adapter remembers the path of the weights below it.
     return replace(args, name_or_path=str(folder.absolute()), gguf_file=None)
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """SHA-256 of a model's weights: names, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def gguf_path(args: ModelArguments, folder: Path | None) -> Path:

@@ -45,8 +45,8 @@ def generate(config: "Config") -> dict[str, Any]:
     from llmhalluc.data.problems import load_problems
     from llmhalluc.data.selfgen import ABOUT, tokenizer_fingerprint
     from llmhalluc.hparams.parser import resolved
-    from llmhalluc.models.helper import fingerprint
     from llmhalluc.models.loader import load
+    from llmhalluc.models.weights import fingerprint
 
     loaded = load(config.model, None)
     problems = load_problems(config.data, loaded.tokenizer)

@@ -173,19 +173,9 @@ class Sudoku(Task):
 
     def board(self, record: Record, moves: "Sequence[Move]") -> "Board":
         """Return the grid after the standing moves, with what is given, astray and in conflict marked."""
-        from llmhalluc.tasks.boards import Board, Cell
+        from llmhalluc.tasks.sudoku.board import draw
 
-        puzzle, solution = record["puzzle"], record["solution"]
-        size, grid = isqrt(len(puzzle)), puzzle
-        for move in moves:
-            if move.standing:
-                grid = sudoku.fill(grid, move.text) or grid
-        clashes, cells = sudoku.conflicts(grid), []
-        for i, digit in enumerate(grid):
-            marks = {"given": puzzle[i] != ".", "astray": digit not in (".", solution[i]), "clash": i in clashes}
-            text = "" if digit == "." else digit
-            cells.append(Cell(text, tuple(mark for mark, holds in marks.items() if holds)))
-        return Board([cells[start : start + size] for start in range(0, size * size, size)], sudoku.BOX[size])
+        return draw(record["puzzle"], record["solution"], [move.text for move in moves if move.standing])
 
 
 def _share_of_moves(text: str, record: Record, legal: bool) -> float:
