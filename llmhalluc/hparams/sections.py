@@ -212,7 +212,7 @@ class EvalArguments(Section):
     output_dir: str = option("outputs/eval", "folder for results.json and the samples")
     overwrite: bool = option(False, "delete what output_dir holds first")
     seed: int = option(0, "seed of few-shot sampling")
-    task_options: dict[str, dict[str, Any]] = option({}, "task of ours that is generated: how its test is")
+    task_options: dict[str, dict[str, Any]] = option({}, "one of our generated tasks: what its test is like")
 
 
 @dataclass

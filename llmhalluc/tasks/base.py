@@ -74,7 +74,7 @@ class Task:
     def wrong_moves(
         self, record: Record, standing: Sequence[str], rng: Random, instead_of: str | None = None
     ) -> list[str]:
-        """Return moves with which a search goes on wrongly where `standing` is a dead end; here as if it were none.
+        """Return moves with which a search continues wrongly where `standing` is a dead end; here as if it were none.
 
         instead_of: a move that was right and was erased all the same; the first of these moves is another one.
         """

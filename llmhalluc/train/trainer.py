@@ -89,7 +89,7 @@ def progress_file(folder: Path, process: int) -> Path:
 
 
 class StepCallback(TrainerCallback):
-    """What has to happen at the steps of a ResumableTrainer; a sampler with `set_epoch` is told the epoch."""
+    """What has to happen at the steps of a ResumableTrainer; a sampler learns the epoch."""
 
     def __init__(self, trainer: ResumableTrainer, stop_on_sigterm: bool):
         self.trainer, self.stop_on_sigterm, self.stop = trainer, stop_on_sigterm, False

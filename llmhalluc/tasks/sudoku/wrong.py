@@ -1,4 +1,4 @@
-"""Digits with which a search of a Sudoku goes on wrongly, for preference pairs."""
+"""Digits with which a search of a Sudoku continues wrongly, for preference pairs."""
 
 from collections.abc import Sequence
 from math import isqrt
