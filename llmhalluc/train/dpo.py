@@ -165,7 +165,6 @@ class DPORun(ResumableTrainer, ReadyPairs, DPOTrainer):
         return super().progress() | {"counts": self.counts.tolist(), "metrics": unlogged_metrics(self)}
 
     def restore(self, progress: dict[str, Any]) -> None:
-        """These too."""
         super().restore(progress)
         self.counts += self.counts.new_tensor(progress["counts"])
         unlogged_metrics(self).update(progress["metrics"])

@@ -135,11 +135,9 @@ class SFTRun(ResumableTrainer, SFTTrainer):
         return total
 
     def progress(self) -> dict[str, Any]:
-        """The sums too."""
         return super().progress() | {"sums": self.sums["train"].tolist()}
 
     def restore(self, progress: dict[str, Any]) -> None:
-        """The sums too."""
         super().restore(progress)
         self.sums["train"] += torch.tensor(progress["sums"], dtype=torch.float64).to(self.sums["train"])
 
