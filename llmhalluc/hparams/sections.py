@@ -43,7 +43,9 @@ class ModelArguments(Section):
     token_init_description: str = option(
         "a special token that erases the token before it", "sentence whose token embeddings description averages"
     )
-    token_init_noise: float = option(0.01, "deviation of the noise, relative to the row's norm", bounds="[0, inf)")
+    token_init_noise: float = option(
+        0.01, "standard deviation of the noise, relative to the row's norm", bounds="[0, inf)"
+    )
     finetuning: Literal["full", "lora", "qlora"] = option("full", "which weights train")
     lora_r: int = option(16, "LoRA rank", bounds="[1, inf)")
     lora_alpha: int = option(32, "LoRA alpha", bounds="[1, inf)")
@@ -110,7 +112,7 @@ class TrainArguments(Section):
     loss: Literal["sequence", "token"] = option(
         "sequence", "dpo: all tokens of a pair count alike, or those of the decision to erase more (train/dpo.py)"
     )
-    rollout_batch_size: int | None = option(None, "grpo: rollouts decoded at a time; none: all", bounds="[1, inf)")
+    rollout_batch_size: int | None = option(None, "grpo: rollouts at a time; none: all of a process", bounds="[1, inf)")
     loss_decay: float = option(0.9, "dpo, loss token: weight of a token relative to the one before it", bounds="(0, 1]")
     keep_share: float = option(
         0.0,
