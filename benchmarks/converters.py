@@ -25,8 +25,7 @@ from llmhalluc.data.collator import Draw
 from llmhalluc.data.manager import converter_class
 from llmhalluc.data.traces import TraceDataset
 from llmhalluc.extras.constant import BACKTRACK_TOKEN, REPOSITORY
-from llmhalluc.hparams.backtrack_args import BacktrackArguments
-from llmhalluc.hparams.data_args import DataArguments
+from llmhalluc.hparams.sections import BacktrackArguments, DataArguments
 
 CASES = {
     "gsm8k_backtrack": BacktrackArguments(

@@ -24,8 +24,7 @@ from llmhalluc.decoding.operators import ProbabilityThreshold
 from llmhalluc.decoding.options import model_section
 from llmhalluc.decoding.phrases import BannedPhrases
 from llmhalluc.decoding.sequence import Spec
-from llmhalluc.hparams.gen_args import GenArguments
-from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.sections import GenArguments, ModelArguments
 from llmhalluc.models.loader import load
 
 TOPICS = (

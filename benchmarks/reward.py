@@ -15,7 +15,7 @@ from random import Random
 from statistics import fmean
 
 from llmhalluc.extras.constant import REPOSITORY
-from llmhalluc.hparams.reward_args import RewardArguments
+from llmhalluc.hparams.sections import RewardArguments
 from llmhalluc.reward.bt import SCORES, BacktrackRewardFunction, curriculum_weights, mix
 from llmhalluc.tasks.math.solution import clean_solution
 

@@ -26,9 +26,7 @@ from trl import SFTConfig, SFTTrainer
 from llmhalluc.data.collator import DrawSampler, TraceCollator
 from llmhalluc.data.manager import load_datasets
 from llmhalluc.extras.constant import REPOSITORY
-from llmhalluc.hparams.backtrack_args import BacktrackArguments
-from llmhalluc.hparams.data_args import DataArguments
-from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.sections import BacktrackArguments, DataArguments, ModelArguments
 from llmhalluc.models.loader import load
 from llmhalluc.train.trainer import TraceTrainer
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from llmhalluc.extras.constant import CONFIGS
 from llmhalluc.extras.errors import exit_code
-from llmhalluc.hparams.parser import parse
+from llmhalluc.hparams.command_line import parse
 
 SECTIONS = ("model", "gen", "eval")
 COLUMNS = ("n", "accuracy", "accuracy_low", "accuracy_high", "erasures_per_sample", "samples_with_erasure",

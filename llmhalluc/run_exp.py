@@ -4,7 +4,8 @@ import sys
 
 from llmhalluc.extras.constant import CONFIGS
 from llmhalluc.extras.errors import exit_code
-from llmhalluc.hparams.parser import build, read
+from llmhalluc.hparams.command_line import read
+from llmhalluc.hparams.parser import build
 
 SECTIONS = ("exp", "model", "data", "backtrack", "train", "reward", "gen", "selfgen", "eval")
 

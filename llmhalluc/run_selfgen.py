@@ -4,7 +4,7 @@ import sys
 
 from llmhalluc.extras.constant import CONFIGS
 from llmhalluc.extras.errors import exit_code
-from llmhalluc.hparams.parser import parse
+from llmhalluc.hparams.command_line import parse
 
 SECTIONS = ("model", "data", "gen", "selfgen")
 

@@ -3,7 +3,7 @@
 import sys
 
 from llmhalluc.extras.errors import exit_code
-from llmhalluc.hparams.parser import parse
+from llmhalluc.hparams.command_line import parse
 
 SECTIONS = ("model", "data", "backtrack", "train", "reward", "gen")
 

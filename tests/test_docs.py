@@ -9,7 +9,8 @@ import pytest
 
 from llmhalluc.backtrack import CONTEXTS, ERROR_LABELS, IGNORE, apply_backtracking, labels, layout
 from llmhalluc.extras.constant import REPOSITORY
-from llmhalluc.hparams.parser import build, read
+from llmhalluc.hparams.command_line import read
+from llmhalluc.hparams.parser import build
 
 DOCS = sorted(
     [

@@ -91,5 +91,5 @@ print(*(path for path in paths if path.name != "__init__.py"), sep="\\n")
 def test_an_sft_run_imports_what_it_uses():
     ran = subprocess.run([sys.executable, "-c", TRAIN], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     paths = [Path(line) for line in ran.stdout.splitlines() if line.startswith(str(PACKAGE))]
-    assert len(paths) <= 46, sorted(map(str, paths))
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths) <= 4900
+    assert len(paths) <= 34, sorted(map(str, paths))
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths) <= 4000

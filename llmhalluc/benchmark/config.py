@@ -13,7 +13,7 @@ from typing import Any
 from llmhalluc.decoding.operators import OPERATORS, make_operator
 from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.keys import value_at
-from llmhalluc.hparams import parser, yaml_files
+from llmhalluc.hparams import command_line, parser, yaml_files
 from llmhalluc.hparams.benchmark_args import (
     BenchmarkArguments,
     EvaluationArguments,
@@ -58,10 +58,8 @@ class Benchmark:
 def parse(argv: list[str]) -> Benchmark:
     """The Benchmark of a command line; `--help` and `--print-config` print and exit. Raises UserError."""
     if "--help" in argv or "-h" in argv:
-        from llmhalluc.hparams.help import help_text
-
         groups = {"": (BenchmarkArguments.__doc__, TOP)} | {name: (SECTIONS[name].__doc__, KEYS[name]) for name in KEYS}
-        parser.show(help_text("run_benchmark", None, groups, "hpo.n_trials=50", _FLAGS))
+        command_line.show(command_line.help_text("run_benchmark", None, groups, "hpo.n_trials=50", _FLAGS))
         sys.exit(0)
     raw, problems = yaml_files.read_words(argv, None, ("--print-config", *VERBOSE))
     try:
@@ -71,7 +69,7 @@ def parse(argv: list[str]) -> Benchmark:
     if problems:
         raise UserError(*problems)
     if "--print-config" in argv:
-        parser.show(yaml_files.to_yaml(benchmark.plain()))
+        command_line.show(yaml_files.to_yaml(benchmark.plain()))
         sys.exit(0)
     return benchmark
 

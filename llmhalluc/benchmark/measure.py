@@ -11,7 +11,7 @@ from llmhalluc.eval.runner import check_chat_template, leaves, records, run_harn
 from llmhalluc.eval.tasks import load_tasks
 from llmhalluc.eval.variants import Variant
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.data_args import DataArguments
+from llmhalluc.hparams.sections import DataArguments
 from llmhalluc.hparams.task_args import test_options
 
 COSTS = ("erasures_per_sample", "samples_with_erasure", "emitted_per_sample", "emitted_per_kept")

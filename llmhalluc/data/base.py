@@ -1,15 +1,17 @@
 """BacktrackDatasetConverter: a record becomes ids once (`encode`), and each draw makes a trace of them (`draw`)."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from random import Random
 from typing import Any
 
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
+from llmhalluc.backtrack import inject_error
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.backtrack_args import BacktrackArguments
-from llmhalluc.hparams.data_args import DataArguments, refuse_evaluation_split
+from llmhalluc.hparams.checks import refuse_evaluation_split
+from llmhalluc.hparams.sections import BacktrackArguments, DataArguments
 
 Ids = list[int]
 
@@ -97,6 +99,24 @@ class BacktrackDatasetConverter:
     def corrupt(self, encoded: dict[str, Any], rng: Random, progress: float) -> Ids:
         """A completion that erases back to the clean one; here the clean one itself."""
         return encoded["completion_ids"]
+
+
+class ErringConverter(BacktrackDatasetConverter):
+    """A converter whose traces hold error runs, each followed by the BACKTRACKs that erase it; drawn anew each time."""
+
+    @cached_property
+    def errors(self) -> Any:
+        """The ErrorRuns of the `backtrack` section; a task that searches does without."""
+        from llmhalluc.data.errors import ErrorRuns
+
+        return ErrorRuns(self.tokenizer, self.backtrack_id, self.backtrack)
+
+    def corrupt(self, encoded: dict[str, Any], rng: Random, progress: float) -> Ids:
+        ids = trace = encoded["completion_ids"]
+        longest = self.errors.longest(progress)
+        for at in reversed(self.errors.places(self.errors.eligible(ids), len(ids), rng)):
+            trace = inject_error(trace, at, self.errors.run(ids, at, longest, rng), self.backtrack_id)
+        return trace
 
 
 def column(record: dict[str, Any], name: str, key: str) -> Any:

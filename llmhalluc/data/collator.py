@@ -63,7 +63,7 @@ class TraceCollator:
         else:
             rows = [[i] for i in range(len(traces))]
         width = max(sum(lengths[i] for i in row) for row in rows)
-        batch: dict[str, list[list[int]]] = {name: [] for name in FIELDS}
+        batch = []
         for row in rows:
             columns: dict[str, list[int]] = {name: [] for name in FIELDS}
             for i in row:
@@ -77,9 +77,8 @@ class TraceCollator:
             columns["labels"] += [IGNORE] * (width - used)
             columns["position_ids"] += [0] * (width - used)
             columns["visible_until"] += range(used + 1, width + 1)
-            for name in FIELDS:
-                batch[name].append(columns[name])
-        return {name: torch.tensor(batch[name]) for name in FIELDS}
+            batch.append(columns)
+        return {name: torch.tensor([columns[name] for columns in batch]) for name in FIELDS}
 
 
 def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:

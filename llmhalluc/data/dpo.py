@@ -1,4 +1,4 @@
-"""Preference pairs: an error stands in the prompt, chosen erases and corrects it, rejected goes on with it."""
+"""Preference pairs: an error stands in the prompt, chosen erases and corrects it, rejected continues with it."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset
 
+from llmhalluc.data.backtrack import SFTConverter
 from llmhalluc.data.base import Ids, column
 from llmhalluc.data.collator import Draw
-from llmhalluc.data.sft import SFTConverter
 from llmhalluc.data.traces import TraceDataset, unpack
 from llmhalluc.extras.errors import UserError
 

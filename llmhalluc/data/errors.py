@@ -10,7 +10,7 @@ from random import Random
 from transformers import PreTrainedTokenizerBase
 
 from llmhalluc.backtrack import inject_error
-from llmhalluc.hparams.backtrack_args import BacktrackArguments
+from llmhalluc.hparams.sections import BacktrackArguments
 
 # <unused12>, [PAD], <0x0A>, <|reserved|>: not text, whether or not the tokenizer calls them special.
 _RESERVED = re.compile(r"<[^<>\s]+>|\[[A-Za-z]+\d*\]")

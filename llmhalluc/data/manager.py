@@ -17,15 +17,15 @@ from llmhalluc.data.base import BacktrackDatasetConverter
 from llmhalluc.data.traces import TraceDataset
 from llmhalluc.extras.constant import EVAL_SPLITS
 from llmhalluc.extras.errors import UserError, did_you_mean, one_line
-from llmhalluc.hparams.backtrack_args import BacktrackArguments
-from llmhalluc.hparams.data_args import CONVERTERS, DataArguments, is_file_name
+from llmhalluc.hparams.checks import is_file_name
+from llmhalluc.hparams.sections import CONVERTERS, BacktrackArguments, DataArguments
 from llmhalluc.hparams.task_args import task_options
 from llmhalluc.tasks import ERRING_CONVERTERS, GENERATORS, TASKS
 
 logger = logging.getLogger(__name__)
 # The converters that know no task, by module and class: a run imports the one that it uses.
 GENERIC = {
-    "sft": ("sft", "SFTConverter"),
+    "sft": ("backtrack", "SFTConverter"),
     "backtrack": ("backtrack", "BacktrackConverter"),
     "dpo": ("dpo", "DPOConverter"),
     "backtrack_dpo": ("pairs", "BacktrackDPOConverter"),
@@ -47,9 +47,8 @@ def load_datasets(
     Raises UserError for an evaluation split, for prompts that are also in the evaluation data (law 8), for a
     converter that finds nothing to do, and for what `load_records` refuses.
     """
-    converter = _converter(data, backtrack, tokenizer, backtrack_id, training=True)
-    traces = _traces(converter, load_records(data, data.split), seed)
-    converter.check(traces.encoded)
+    traces = _traces(data, backtrack, tokenizer, backtrack_id, seed, training=True)
+    traces.converter.check(traces.encoded)
     held_out = load_eval_dataset(data, backtrack, tokenizer, backtrack_id, seed)
     if held_out is not None:
         prompts = {tuple(item["prompt_ids"]) for item in held_out.encoded}
@@ -72,8 +71,7 @@ def load_eval_dataset(
     if data.eval_dataset is None and data.eval_split is None:
         return None
     held_out = replace(data, dataset=data.eval_dataset or data.dataset, split=data.eval_split or "test")
-    converter = _converter(held_out, backtrack, tokenizer, backtrack_id, training=False)
-    return _traces(converter, load_records(held_out, held_out.split, "data.eval_dataset"), seed)
+    return _traces(held_out, backtrack, tokenizer, backtrack_id, seed, training=False)
 
 
 def load_records(data: DataArguments, split: str, key: str = "data.dataset") -> datasets.Dataset:
@@ -123,16 +121,14 @@ def _generated(data: DataArguments, split: str) -> datasets.Dataset:
     return datasets.Dataset.from_list(TASKS[data.dataset].generate(options, part))
 
 
-def _converter(data, backtrack, tokenizer, backtrack_id, training: bool) -> BacktrackDatasetConverter:
+def _traces(data: DataArguments, backtrack, tokenizer, backtrack_id, seed: int, training: bool) -> TraceDataset:
+    """Encode the records, in `data.num_proc` processes; log how many are longer than `data.max_length`."""
     if data.converter not in CONVERTERS:
         meant = did_you_mean(data.converter, CONVERTERS)
         raise UserError(f"data.converter is {data.converter}, which is unknown{meant}")
-    return converter_class(data.converter)(tokenizer, backtrack_id, data, backtrack, training)
-
-
-def _traces(converter: BacktrackDatasetConverter, records: datasets.Dataset, seed: int) -> TraceDataset:
-    """Encode the records, in `data.num_proc` processes; log how many are longer than `data.max_length`."""
-    data, starts = converter.data, range(0, len(records), _BATCH)
+    converter = converter_class(data.converter)(tokenizer, backtrack_id, data, backtrack, training)
+    records = load_records(data, data.split, "data.dataset" if training else "data.eval_dataset")
+    starts = range(0, len(records), _BATCH)
     batches = (records.select(range(i, min(i + _BATCH, len(records)))).to_list() for i in starts)
     bar = partial(tqdm, total=len(starts), desc="Encoding", disable=None)
     if (data.num_proc or 1) > 1:

@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerBase
 from llmhalluc.data.base import column, encode_prompts
 from llmhalluc.data.manager import load_records
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.data_args import DataArguments, refuse_evaluation_split
+from llmhalluc.hparams.checks import refuse_evaluation_split
+from llmhalluc.hparams.sections import DataArguments
 from llmhalluc.hparams.task_args import task_options
 from llmhalluc.tasks import CONVERTERS, PROBLEM_CONVERTERS, TASKS
 from llmhalluc.tasks.base import Record

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,11 +10,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from llmhalluc.backtrack import inject_error
-from llmhalluc.data.backtrack import Decision, ErringConverter
-from llmhalluc.data.base import Ids, column
+from llmhalluc.data.base import ErringConverter, Ids, column
 from llmhalluc.extras.constant import BACKTRACK_TOKEN, RESERVED_BACKTRACK_TOKEN
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.data_args import DataArguments, refuse_evaluation_split
+from llmhalluc.hparams.checks import refuse_evaluation_split
+from llmhalluc.hparams.sections import DataArguments
 
 ABOUT = "selfgen.json"  # lies beside traces.jsonl
 COLUMNS = ("prompt_ids", "prefix_ids", "own_steps", "right_ids")
@@ -51,17 +50,6 @@ class SelfgenConverter(ErringConverter):
         count = self.errors.length(rng, self.errors.longest(progress))
         error = [token for step in encoded["own"][:count] for token in step]
         return inject_error(encoded["completion_ids"], encoded["at"], error, self.backtrack_id)
-
-    def erase(self, encoded: dict[str, Any], rng: Random, progress: float) -> Decision | None:
-        """Return the own steps from the first wrong one on; a run is counted in steps, rejected is the rest of them."""
-        ids = encoded["completion_ids"]
-        without_end = [[token for token in step if token != ids[-1]] for step in encoded["own"]]
-        steps = [step for step in without_end if step]
-        if not steps:
-            return None
-        count = min(self.errors.length(rng, self.errors.longest(progress)), len(steps))
-        error, rest = list(chain.from_iterable(steps[:count])), list(chain.from_iterable(steps[count:]))
-        return self.at_error(ids, encoded["at"], error, [*rest, ids[-1]])
 
 
 def check_source(

@@ -8,8 +8,7 @@ from typing import Any
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
-from llmhalluc.data.backtrack import Decision, ErringConverter
-from llmhalluc.data.base import BacktrackDatasetConverter, Ids, column, tokenise
+from llmhalluc.data.base import BacktrackDatasetConverter, ErringConverter, Ids, column, tokenise
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.task_args import task_options
 from llmhalluc.tasks import CONVERTERS, TASKS
@@ -32,22 +31,8 @@ class MoveTokens:
     def of(self, text: str, first: bool = False) -> Ids:
         """Return the ids of a text in the middle of a completion, or of its first move: the same ones come often."""
         text = self.delimiter + text.lstrip() if first else text
-        if text not in self.known:
-            self.known[text] = self._alone(text)
-        return self.known[text]
-
-    def of_moves(self, moves: Iterable[str], n_before: int = 0) -> list[Ids]:
-        """Return the ids of each move; `n_before` moves stand before the first."""
-        return [self.of(move, first=i == 0) for i, move in enumerate(moves, n_before)]
-
-    def of_solution(self, record: Record) -> Ids:
-        """Return the ids of the clean solution, without eos."""
-        if TASKS[self.task].can("moves"):
-            return _joined(self.of_moves(TASKS[self.task].moves(record)))
-        text = self.delimiter + TASKS[self.task].solution(record)
-        return tokenise(self.tokenizer, [text], special_tokens=False)[0][0]
-
-    def _alone(self, text: str) -> Ids:
+        if text in self.known:
+            return self.known[text]
         (ids,), _ = tokenise(self.tokenizer, [_ANCHOR + text], special_tokens=False)
         n = len(self.anchor)
         ids = ids[n:] if ids[:n] == self.anchor else ids
@@ -57,7 +42,19 @@ class MoveTokens:
                 f"the task {self.task} needs a tokenizer with a token for each move such as {text.strip()}: set "
                 f"model.tokenizer to {' or '.join(task.tokenizers)}"
             )
+        self.known[text] = ids
         return ids
+
+    def of_moves(self, moves: Iterable[str], n_before: int = 0) -> list[Ids]:
+        """Return the ids of each move; `n_before` moves stand before the first."""
+        return [self.of(move, first=i == 0) for i, move in enumerate(moves, n_before)]
+
+    def of_solution(self, record: Record) -> Ids:
+        """Return the ids of the clean solution, without eos."""
+        if TASKS[self.task].can("moves"):
+            return joined(self.of_moves(TASKS[self.task].moves(record)))
+        text = self.delimiter + TASKS[self.task].solution(record)
+        return tokenise(self.tokenizer, [text], special_tokens=False)[0][0]
 
 
 class TaskConverter(BacktrackDatasetConverter):
@@ -132,41 +129,8 @@ class TaskBacktrackConverter(ErringConverter, TaskConverter):
             return self.token_errors.corrupt(encoded, rng, progress)
         if self.task.can("search"):
             runs = self.search_ids(self.task.search(encoded["record"], rng))
-            return _joined(runs) + encoded["completion_ids"][-1:]
+            return joined(runs) + encoded["completion_ids"][-1:]
         return super().corrupt(encoded, rng, progress)
-
-    def erase(self, encoded: dict[str, Any], rng: Random, progress: float) -> Decision | None:
-        """Return an error of the task's, or a dead end: chosen turns back, rejected makes wrong moves."""
-        if self.token_errors is not None:
-            found = self.token_errors.pair(encoded, self.errors.longest(progress), rng)
-            return found and self.at_error(encoded["completion_ids"], *found)
-        if not self.task.can("search"):
-            return super().erase(encoded, rng, progress)
-        pieces = self.task.search(encoded["record"], rng)
-        turns = [k for k in range(1, len(pieces)) if pieces[k] is ERASE and pieces[k - 1] is not ERASE]
-        if not turns:
-            return None
-        k = turns[int(rng.random() * len(turns))]
-        standing = _standing(pieces[:k])
-        wrong = self.task.wrong_moves(encoded["record"], standing, rng)
-        return self._decision(encoded, pieces, k, self.tokens.of_moves(wrong, len(standing)))
-
-    def keep(self, encoded: dict[str, Any], rng: Random, progress: float) -> Decision | None:
-        """Return a place of a search where a move is left: chosen makes it, rejected erases the last one."""
-        if not self.task.can("search"):
-            return super().keep(encoded, rng, progress)
-        pieces, places, depth = self.task.search(encoded["record"], rng), [], 0
-        for k, piece in enumerate(pieces):
-            if piece is not ERASE and depth:
-                places.append(k)
-            depth += -1 if piece is ERASE else 1
-        if not places:
-            return None
-        k = places[int(rng.random() * len(places))]
-        *before, last = _standing(pieces[:k])
-        wrong = self.task.wrong_moves(encoded["record"], before, rng, instead_of=last)
-        erasing = [self.errors.backtrack_id] * len(self.tokens.of(last, first=not before))
-        return self._decision(encoded, pieces, k, [erasing, *self.tokens.of_moves(wrong, len(before))])
 
     def search_ids(self, pieces: Sequence[Piece]) -> list[Ids]:
         """Return the ids of each piece: a move's own, and as many BACKTRACKs for the ERASE that takes it back."""
@@ -174,28 +138,13 @@ class TaskBacktrackConverter(ErringConverter, TaskConverter):
         standing: list[int] = []  # tokens of each move that stands
         for piece in pieces:
             if piece is ERASE:
-                runs.append([self.errors.backtrack_id] * standing.pop())
+                runs.append([self.backtrack_id] * standing.pop())
             else:
                 runs.append(self.tokens.of(piece, first=not standing))
                 standing.append(len(runs[-1]))
         return runs
 
-    def _decision(self, encoded: dict[str, Any], pieces: Sequence[Piece], k: int, wrong: Iterable[Ids]) -> Decision:
-        """Return a search that is cut before piece `k`, its rest, and the ids of what goes on wrongly."""
-        runs, end = self.search_ids(pieces), encoded["completion_ids"][-1:]
-        return Decision(_joined(runs[:k]), _joined(runs[k:]) + end, _joined(wrong) + end)
 
-
-def _joined(runs: Iterable[Ids]) -> Ids:
+def joined(runs: Iterable[Ids]) -> Ids:
+    """Return the ids of some runs, one after the other."""
     return list(chain.from_iterable(runs))
-
-
-def _standing(pieces: Sequence[Piece]) -> list[str]:
-    """Return the moves that stand after some pieces of a search."""
-    found: list[str] = []
-    for piece in pieces:
-        if piece is ERASE:
-            found.pop()
-        else:
-            found.append(piece)
-    return found

@@ -41,13 +41,7 @@ class TraceDataset(Dataset):
         args, backtrack_id = self.converter.backtrack, self.converter.backtrack_id
         prompt_ids, completion_ids = self.trace(*draw)
         rows = layout(prompt_ids, completion_ids, backtrack_id, args.context)
-        targets = labels(prompt_ids, completion_ids, backtrack_id, args.error_labels)
-        return {
-            "input_ids": rows.input_ids,
-            "labels": targets,
-            "position_ids": rows.position_ids,
-            "visible_until": rows.visible_until,
-        }
+        return rows._asdict() | {"labels": labels(prompt_ids, completion_ids, backtrack_id, args.error_labels)}
 
     def trace(self, epoch: int, index: int, progress: float) -> tuple[list[int], list[int]]:
         """Prompt and completion of one draw; one that stays too long after several tries is clean."""

@@ -14,10 +14,9 @@ from llmhalluc.decoding.phrases import BannedPhrases, Replace
 from llmhalluc.decoding.sequence import Spec, Trace
 from llmhalluc.decoding.streaming import TextEvent, TextStream
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.eval_args import EvalArguments
-from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.hparams.mapping import key_problem, keys_of
 from llmhalluc.hparams.parser import build
+from llmhalluc.hparams.sections import EvalArguments, GenArguments
 from llmhalluc.models.context import check_context
 from llmhalluc.models.loader import load
 

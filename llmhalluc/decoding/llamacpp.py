@@ -16,9 +16,10 @@ from llmhalluc.decoding.options import model_section
 from llmhalluc.decoding.sequence import Output
 from llmhalluc.extras.constant import BACKTRACK_TOKEN
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.model_args import ModelArguments
-from llmhalluc.models.helper import gguf_path, local_folder
+from llmhalluc.hparams.sections import ModelArguments
+from llmhalluc.models.helper import local_folder
 from llmhalluc.models.patcher import token_id
+from llmhalluc.models.weights import gguf_path
 
 
 class LlamaCppBackend:

@@ -12,8 +12,8 @@ import yaml
 
 from llmhalluc.decoding.operators import OPERATORS
 from llmhalluc.extras.errors import UserError, did_you_mean, one_line
-from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.hparams.mapping import Key, key_problem, keys_of, make
+from llmhalluc.hparams.sections import GenArguments
 
 # Where generating freely differs from the `gen` section, whose defaults are for measuring.
 DEFAULTS = {"max_new_tokens": 100, "temperature": 1.0, "top_k": 50, "stop_sequences": None, "seed": None}

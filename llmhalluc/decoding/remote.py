@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from llmhalluc.decoding.sequence import Sequence, Spec, Trace, check_prompts
 from llmhalluc.extras.errors import UserError, one_line
-from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.sections import GenArguments
 
 CHUNK = 16  # tokens asked of a server that cannot stop at an id: what follows a BACKTRACK is thrown away
 BUSY = (429, 502, 503, 504)

@@ -15,7 +15,7 @@ from transformers.generation import (
 )
 
 from llmhalluc.decoding.sequence import Sequence, Spec
-from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.sections import GenArguments
 
 
 def sample(logits_BV: torch.Tensor, sequences: list[Sequence], spec: Spec) -> list[int]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmhalluc.backtrack import BACKTRACK, Tape
-from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.sections import GenArguments
 
 if TYPE_CHECKING:  # a configuration that names an operator is checked before torch is imported
     import torch

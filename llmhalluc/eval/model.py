@@ -19,10 +19,10 @@ from llmhalluc.eval.lm_eval_patches import silent_model
 from llmhalluc.eval.metrics import counts_of, trace_metrics
 from llmhalluc.eval.variants import GEN_KEYS, Variant, operator_of
 from llmhalluc.extras.errors import UserError, did_you_mean
-from llmhalluc.hparams.gen_args import GenArguments
-from llmhalluc.hparams.model_args import ModelArguments
-from llmhalluc.models.helper import eos_ids, fingerprint
+from llmhalluc.hparams.sections import GenArguments, ModelArguments
+from llmhalluc.models.helper import eos_ids
 from llmhalluc.models.loader import load
+from llmhalluc.models.weights import fingerprint
 from llmhalluc.tasks.base import CutOff
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
     from llmhalluc.eval.model import BacktrackLM
-    from llmhalluc.hparams.eval_args import EvalArguments
-    from llmhalluc.hparams.parser import Config
+    from llmhalluc.hparams.sections import Config, EvalArguments
 
 Results = dict[str, dict[str, dict[str, Any]]]  # variant -> task -> metric -> value
 

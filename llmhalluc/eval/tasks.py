@@ -13,7 +13,7 @@ from llmhalluc.data.manager import READERS
 from llmhalluc.eval.lm_eval_patches import task_config
 from llmhalluc.extras.constant import LM_EVAL_TASKS
 from llmhalluc.extras.errors import UserError, did_you_mean
-from llmhalluc.hparams.eval_args import EvalArguments
+from llmhalluc.hparams.sections import EvalArguments
 from llmhalluc.tasks import TASKS
 
 

@@ -13,8 +13,8 @@ from typing import Any
 from llmhalluc.decoding.operators import Operator, make_operator
 from llmhalluc.eval.lm_eval_patches import generation_options
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.hparams.mapping import check_mapping
+from llmhalluc.hparams.sections import GenArguments
 
 logger = logging.getLogger(__name__)
 GEN_KEYS = tuple(field.name for field in fields(GenArguments))

@@ -5,8 +5,8 @@ from typing import Any
 
 from llmhalluc.exp.experiment import Arm
 from llmhalluc.extras.errors import did_you_mean
-from llmhalluc.hparams.data_args import OWN_ERRORS
 from llmhalluc.hparams.mapping import accepts
+from llmhalluc.hparams.sections import OWN_ERRORS
 from llmhalluc.tasks import PROBLEM_CONVERTERS
 
 # Keys of `model` that say where a model comes from; the folder that an arm starts from says all of it by itself.

@@ -16,7 +16,7 @@ from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.keys import flat
 from llmhalluc.extras.run_folder import write_text
 from llmhalluc.hparams import yaml_files
-from llmhalluc.hparams.exp_args import ExpArguments
+from llmhalluc.hparams.sections import ExpArguments
 from llmhalluc.train.base import RECORD, final_model
 
 # The program of each section, as the interpreter is called with it; the path of its YAML follows.

@@ -6,7 +6,7 @@ from typing import Any
 
 from llmhalluc.extras.keys import flat, with_keys
 from llmhalluc.hparams import parser
-from llmhalluc.hparams.exp_args import ExpArguments
+from llmhalluc.hparams.sections import ExpArguments
 
 ONLY_ARM = "model"  # the arm's name where none is given
 CHAIN_KEYS = ("start", "rounds")  # of an arm; they are no keys of the config

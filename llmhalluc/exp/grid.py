@@ -11,7 +11,7 @@ from llmhalluc.exp.experiment import Arm, Experiment, clashes
 from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.keys import value_at, with_keys
 from llmhalluc.hparams import parser
-from llmhalluc.hparams.data_args import DataArguments
+from llmhalluc.hparams.sections import DataArguments
 
 # Sections whose files and folders must be there before the first cell runs.
 INPUTS = ("model", "data", "eval")

@@ -7,7 +7,7 @@ from llmhalluc.exp import results as tables
 from llmhalluc.exp import samples
 from llmhalluc.exp.grid import Cell
 from llmhalluc.extras.keys import flat
-from llmhalluc.hparams.exp_args import ExpArguments
+from llmhalluc.hparams.sections import ExpArguments
 from llmhalluc.report import page
 from llmhalluc.report.boards import stepper
 from llmhalluc.report.tables import Column, Field, Row, Table, plain, span, verdict

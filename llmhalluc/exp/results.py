@@ -18,7 +18,7 @@ import numpy as np
 from llmhalluc.exp import stats
 from llmhalluc.exp.grid import Cell, cell_name
 from llmhalluc.extras.run_folder import write_json
-from llmhalluc.hparams.exp_args import ExpArguments
+from llmhalluc.hparams.sections import ExpArguments
 from llmhalluc.report.tables import aligned
 
 METRICS = (

@@ -27,7 +27,7 @@ from llmhalluc.extras.constant import REPOSITORY
 from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.run_folder import cores, environment, open_run
 from llmhalluc.hparams import parser
-from llmhalluc.hparams.exp_args import ExpArguments
+from llmhalluc.hparams.sections import ExpArguments
 
 # Keys of exp that may change between two runs on one folder: cells can be added, and the tables drawn anew.
 MAY_CHANGE = ("arms", "grid", "baseline", "name", "bootstrap", "samples_in_report")

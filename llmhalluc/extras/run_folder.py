@@ -19,7 +19,7 @@ from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.keys import flat
 
 RECORD, LOCK = "run.json", ".lock"
-# Keys that change where, how fast or how talkatively a run goes, and nothing of its result.
+# Keys that change where, how fast or how verbosely a run works, and nothing of its result.
 NOT_IDENTITY = {
     *("train.resume", "train.overwrite", "train.output_dir", "eval.overwrite", "eval.output_dir"),
     *("train.report_to", "train.run_name", "train.disable_tqdm", "train.dataloader_num_workers"),
@@ -39,7 +39,7 @@ def open_run(
 ) -> Iterator[Path]:  # fmt: skip
     """Create and lock `folder` for the run whose resolved config is `record`; write run.json; yield the path.
 
-    A folder that holds the same run is resumed with `resume`; one that holds nothing but run.json is anybody's.
+    A folder that holds the same run is resumed with `resume`; one that holds nothing but run.json is free.
     `overwrite` deletes what an earlier run left. Of several processes (RANK) only the first locks and writes.
     key: what the YAML calls output_dir, overwrite and resume (`Section.key`).
     Raises UserError when the folder is in use, holds another run, or holds files that are no run's.

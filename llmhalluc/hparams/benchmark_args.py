@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from llmhalluc.extras.option import Section, option
-from llmhalluc.hparams.eval_args import EvalArguments
-from llmhalluc.hparams.gen_args import GenArguments
-from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.sections import EvalArguments, GenArguments, ModelArguments
 
 
 @dataclass

@@ -1,14 +1,20 @@
-"""What no key shows by itself: keys that belong together, inputs that must be there."""
+"""What no key shows by itself: keys that do not fit each other."""
 
-import importlib.util
 import os
+import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
+from llmhalluc import tasks
+from llmhalluc.extras.constant import EVAL_SPLITS
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.data_args import is_file_name, refuse_evaluation_split
-from llmhalluc.hparams.reward_args import law5_problems
+from llmhalluc.hparams.sections import RewardArguments
+
+# Suffixes that make a name a local file, whether or not it is there.
+FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".tsv", ".txt", ".gz", ".zst", ".zip", ".arrow")
+COMPONENTS = ("outcome", "process", "efficiency", "format")
+MARGIN = 0.1  # by which the reward of the lowest right answer stays above that of the highest wrong one
 
 
 def together(config: Any) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -36,45 +42,46 @@ def together(config: Any) -> Iterator[tuple[tuple[str, ...], str]]:
             )
 
 
-def inputs(config: Any, sections: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Sentences about what a program that uses these sections needs and does not find."""
-    model, data, test = config.model, config.data, config.eval
-    if "model" in sections:
-        if (model.name_or_path is None) == (model.from_config is None):
-            names = model.key("name_or_path"), model.key("from_config")
-            given = "neither is" if model.name_or_path is None else "both are"
-            yield names, f"exactly one of {names[0]} and {names[1]} must be given, {given}"
-        for key in ("name_or_path", "adapter", "tokenizer"):
-            name = getattr(model, key)
-            if name and _is_folder_name(name):
-                yield from _absent_folder(model.key(key), name)
-    if "data" in sections:
-        for key in ("dataset", "eval_dataset"):
-            name = getattr(data, key)
-            if name and is_file_name(name):
-                yield from _absent_file(data.key(key), name)
-    if "eval" in sections:
-        for table in ("data_files", "fewshot_files"):
-            for task, file in getattr(test, table).items():
-                yield from _absent_file(f"{test.key(table)}.{task}", file)
-        for folder in test.include_path:
-            yield from _absent_folder(test.key("include_path"), folder)
+def is_file_name(dataset: str) -> bool:
+    """Whether a data set's name means a local file: a data file's suffix, `./`, `~`, `/`, or many folders."""
+    return dataset.endswith(FILE_SUFFIXES) or dataset.startswith((".", "~", "/")) or dataset.count("/") > 1
 
 
-def _absent_file(key: str, file: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    if not Path(file).expanduser().exists():
-        yield (key,), f"{key} is {file}, a file that does not exist: correct the path"
+def refuse_evaluation_split(dataset: str, split: str) -> None:
+    """Raise UserError when training data names an evaluation split: `test[:10]`, `my_test.jsonl`.
+
+    The words of the split's name and of a local file's stem count: `train+validation` is refused, `latest` is not. So
+    does a file's folder, unless the stem says train. What a task bars is refused however it is spelt.
+    """
+    plain = re.sub(r"[-_ .]", "", dataset.lower())
+    for name, reason in tasks.BARRED.items():
+        if name in plain:
+            raise UserError(f"data.dataset is {dataset}, {reason}: name data that is for training")
+    words = {"data.split": re.findall("[a-z]+", split.lower()), "data.dataset": []}
+    if is_file_name(dataset):
+        path = PurePath(dataset.lower())
+        words["data.dataset"] = re.findall("[a-z]+", path.name.split(".")[0])
+        if "train" not in words["data.dataset"]:
+            words["data.dataset"].append(path.parent.name)  # test/0000.parquet
+    for (key, found), value in zip(words.items(), (split, dataset), strict=True):
+        for word in found:
+            if word in EVAL_SPLITS:
+                raise UserError(f"{key} is {value}, and {word} is an evaluation split: name data that is for training")
 
 
-def _absent_folder(key: str, folder: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    package = folder.removeprefix("package:")
-    if package == folder:
-        if not Path(folder).expanduser().is_dir():
-            yield (key,), f"{key} is {folder}, a folder that does not exist: correct the path"
-    elif importlib.util.find_spec(package.partition(".")[0]) is None:
-        yield (key,), f"{key} is {folder}, which is not installed: pip install {package.replace('_', '-')}"
+def law5_problems(args: RewardArguments) -> list[tuple[tuple[str, ...], str]]:
+    """What is wrong with weights under which a wrong answer could come near a right one; keys and a sentence each.
 
-
-def _is_folder_name(name: str) -> bool:
-    """Whether a model's name cannot be a hub's: `package:x`, or a path other than `name` and `org/name`."""
-    return name.startswith(("package:", ".", "~", "/")) or name.endswith("/") or name.count("/") > 1
+    A right answer scores at least the weight of the outcome, a wrong one at most all other weights together, and
+    between two stages that keep their distance so does every mixture of them (docs/reward.md).
+    """
+    found = []
+    for stage in ("start", "end"):
+        outcome, *rest = (getattr(args, f"{name}_{stage}") for name in COMPONENTS)
+        if outcome < sum(rest) + MARGIN - 1e-9:
+            keys = tuple(f"reward.{name}_{stage}" for name in COMPONENTS)
+            found.append(
+                (keys, f"reward.outcome_{stage} is {outcome:g}, and a wrong answer could win: raise it to at least "
+                       f"{sum(rest) + MARGIN:g}, {MARGIN:g} above {', '.join(keys[1:])} together")
+            )  # fmt: skip
+    return found

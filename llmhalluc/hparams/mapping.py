@@ -89,11 +89,9 @@ def accepts(kind: Any, value: Any) -> bool:
         return isinstance(value, dict) and all(
             isinstance(key, str) and (not args or accepts(args[1], item)) for key, item in value.items()
         )
-    if origin is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if origin is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, origin)
+    if isinstance(value, bool):
+        return origin is bool
+    return isinstance(value, (int, float) if origin is float else origin)
 
 
 def describe(kind: Any) -> str:

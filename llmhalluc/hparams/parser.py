@@ -1,33 +1,16 @@
-"""A raw config -> dataclasses; every mistake is reported at once, before torch is imported.
-
-yaml_files.py reads a raw config, `build` checks it and makes a `Config`, `resolved` makes plain data of that again,
-`parse` is what a program calls with its command line.
-"""
+"""A raw config -> dataclasses, and back; every mistake is reported at once, before torch is imported."""
 
 import copy
 import dataclasses
-import os
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, get_args
 
 from llmhalluc.extras.errors import UserError, did_you_mean
 from llmhalluc.extras.keys import value_at
 from llmhalluc.hparams import checks, task_args
-from llmhalluc.hparams.backtrack_args import BacktrackArguments
-from llmhalluc.hparams.data_args import DataArguments
-from llmhalluc.hparams.eval_args import EvalArguments
-from llmhalluc.hparams.exp_args import ExpArguments
-from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.hparams.mapping import Key, Problem, accepts, check_mapping, convert, key_problem, keys_of, make
-from llmhalluc.hparams.model_args import ModelArguments
-from llmhalluc.hparams.reward_args import RewardArguments
-from llmhalluc.hparams.selfgen_args import SelfgenArguments
-from llmhalluc.hparams.train_args import TrainArguments
+from llmhalluc.hparams.sections import SECTIONS, Config, TrainArguments
 from llmhalluc.hparams.trl_fields import trl_keys
-from llmhalluc.hparams.yaml_files import read_words, to_yaml
 
 SEED = Key(
     int | None, None, "sets train.seed, train.data_seed, gen.seed and eval.seed where they are not given",
@@ -39,61 +22,6 @@ SEEDED = (("train", "seed"), ("train", "data_seed"), ("gen", "seed"), ("eval", "
 TRL_DEFAULTS = {"output_dir": "outputs/train"}
 
 
-@dataclass
-class Config:
-    """A whole configuration: one dataclass a section; `gen_given` are the keys of `gen` that win over a task's own."""
-
-    model: ModelArguments = field(default_factory=ModelArguments)
-    data: DataArguments = field(default_factory=DataArguments)
-    backtrack: BacktrackArguments = field(default_factory=BacktrackArguments)
-    train: TrainArguments = field(default_factory=TrainArguments)
-    reward: RewardArguments = field(default_factory=RewardArguments)
-    gen: GenArguments = field(default_factory=GenArguments)
-    selfgen: SelfgenArguments = field(default_factory=SelfgenArguments)
-    eval: EvalArguments = field(default_factory=EvalArguments)
-    exp: ExpArguments = field(default_factory=ExpArguments)
-    seed: int | None = None
-    gen_given: frozenset[str] = frozenset()
-
-
-SECTIONS: dict[str, Any] = {
-    part.name: part.type for part in dataclasses.fields(Config) if part.name not in ("seed", "gen_given")
-}
-
-
-def parse(argv: list[str], program: str, sections: tuple[str, ...], default: Path | None = None) -> Config:
-    """The Config of a command line; `--help` and `--print-config` print and exit. Raises UserError."""
-    return build(read(argv, program, sections, default), sections)
-
-
-def read(argv: list[str], program: str, sections: tuple[str, ...], default: Path | None = None) -> dict:
-    """`parse` without the last step: the raw config of a command line."""
-    if "--help" in argv or "-h" in argv:
-        from llmhalluc.hparams.help import help_text
-
-        stage = stage_of(read_words([word for word in argv if word not in ("--help", "-h")], default)[0])
-        groups = {}
-        for name in sections:
-            groups |= {name: (SECTIONS[name].__doc__, section_keys(name, stage))} | task_args.option_groups(name)
-        show(help_text(program, default, {"": ("Above all sections.", {"seed": SEED})} | groups))
-        sys.exit(0)
-    raw, problems = read_words(argv, default)
-    if problems:
-        try:
-            build(raw, sections)
-        except UserError as error:
-            problems += error.sentences
-        raise UserError(*problems)
-    if "--print-config" in argv:
-        plain = resolved(build(raw))
-        for section, key in SEEDED:  # so that `seed` still reaches them when the printed config is used
-            if plain[section].get(key) == plain.get("seed", ...):
-                del plain[section][key]
-        show(to_yaml(plain))
-        sys.exit(0)
-    return raw
-
-
 def build(raw: dict[str, Any], sections: tuple[str, ...] = (), kinds: dict[str, Any] = SECTIONS) -> Config:
     """Check and convert; `sections` names those whose inputs (files, folders, a model) must be there as well.
 
@@ -102,15 +30,23 @@ def build(raw: dict[str, Any], sections: tuple[str, ...] = (), kinds: dict[str, 
     """
     given = copy.deepcopy(raw)
     given |= {section: {} for section in kinds if given.get(section) is None}
-    _spread_seed(given)
+    seed = given.get("seed")
+    for section, key in SEEDED if accepts(int, seed) else ():
+        if isinstance(given[section], dict):
+            given[section].setdefault(key, seed)
     problems = list(_problems(given))
     bad = {name for name, _ in problems}
-    config = Config(seed=None if "seed" in bad else given.get("seed"))
+    config = Config(seed=None if "seed" in bad else seed)
     for section, kind in kinds.items():
         if section not in bad:
             part = {key: value for key, value in given[section].items() if f"{section}.{key}" not in bad}
             setattr(config, section, _instance(kind, part))
-    for names, sentence in [*checks.together(config), *checks.inputs(config, sections)]:
+    found = [*checks.together(config)]
+    if sections:
+        from llmhalluc.hparams import inputs
+
+        found += inputs.missing(config, sections)
+    for names, sentence in found:
         # What was reported of a key, or of its whole section, is not reported again as its consequence.
         if not any(f"{name}.".startswith(f"{other}.") for name in names for other in bad):
             problems.append((names[0], sentence))
@@ -145,22 +81,6 @@ def stage_of(raw: dict[str, Any]) -> str:
     """The stage whose TRL keys `train` takes; sft where what is given is none."""
     stage = raw["train"].get("stage") if isinstance(raw.get("train"), dict) else None
     return stage if stage in STAGES else "sft"
-
-
-def show(text: str) -> None:
-    """Print, and be content when the reader stops early (`--help | head`)."""
-    try:
-        print(text, end="", flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _spread_seed(given: dict[str, Any]) -> None:
-    """Put the one seed where the sections want theirs and do not give it."""
-    seed = given.get("seed")
-    for section, key in SEEDED if accepts(int, seed) else ():
-        if isinstance(given[section], dict):
-            given[section].setdefault(key, seed)
 
 
 def _problems(given: dict[str, Any]) -> Iterator[Problem]:

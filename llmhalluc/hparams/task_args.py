@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from llmhalluc.extras.errors import UserError, did_you_mean
-from llmhalluc.hparams.data_args import OWN_ERRORS, DataArguments
-from llmhalluc.hparams.eval_args import EvalArguments
-from llmhalluc.hparams.mapping import Key, accepts, check_mapping, keys_of, make
+from llmhalluc.hparams.mapping import accepts, check_mapping, make
+from llmhalluc.hparams.sections import OWN_ERRORS, DataArguments, EvalArguments
 from llmhalluc.tasks import TASKS, task_of
 
 
@@ -76,17 +75,6 @@ def test_mistakes(path: str, options: Any) -> Iterator[str]:
         else:
             meant = did_you_mean(f"{path}.{name}", [f"{path}.{other}" for other in known])
             yield f"{path}.{name} is no task whose test is generated{meant}"
-
-
-def option_groups(section: str) -> dict[str, tuple[str | None, dict[str, Key]]]:
-    """Return the tables of `--help` that a section has beside its own: heading -> what it is, keys."""
-    found = {}
-    for name, task in TASKS.items():
-        if section == "data" and task.options is not None:
-            found[f"data.task of {name}"] = (task.options.__doc__, keys_of(task.options))
-        if section == "eval" and task.test_options is not None:
-            found[f"eval.task_options.{name}"] = (task.test_options.__doc__, keys_of(task.test_options))
-    return found
 
 
 def _mistakes(path: str, options: dict[str, Any], kind: type | None, name: str) -> Iterator[str]:

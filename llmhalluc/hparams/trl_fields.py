@@ -22,8 +22,6 @@ BOUNDS = {
     "max_completion_length": "[1, inf)",
     "temperature": "(0, inf)",
 }
-# Where a class lives that is imported from a package's top level.
-_HOMES = {("transformers", "TrainingArguments"): "training_args.py"}
 
 
 @functools.cache
@@ -38,7 +36,7 @@ def trl_keys(stage: str) -> dict[str, Key] | None:
     own = trl / "trainer" / f"{stage}_config.py"
     if own.is_file():
         return _class_keys(own, f"{stage.upper()}Config")
-    return _class_keys(transformers / _HOMES["transformers", "TrainingArguments"], "TrainingArguments")
+    return _class_keys(transformers / "training_args.py", "TrainingArguments")
 
 
 def _class_keys(path: Path, name: str) -> dict[str, Key]:
@@ -46,7 +44,7 @@ def _class_keys(path: Path, name: str) -> dict[str, Key]:
     found = _class(path, name)
     keys: dict[str, Key] = {}
     for base in found.bases:
-        keys |= _class_keys(*_home(path, base.id))
+        keys |= _class_keys(_home(path, base.id), base.id)
     # The last plain value of a name in the class body: `default=default_optim` hangs on torch's version.
     constants = {
         node.targets[0].id: node.value.value
@@ -90,23 +88,24 @@ class _Types(dict):
         self.path = path
 
     def __missing__(self, name: str) -> Any:
-        path, name = _home(self.path, name)
-        found = _class(path, name) if path.is_file() else None
+        home = _home(self.path, name)
+        found = _class(home, name) if home.is_file() else None
         if found is None or not any("Enum" in ast.unparse(base) for base in found.bases):
             return Any
         assigned = [node.value for node in found.body if isinstance(node, ast.Assign)]
         return Literal[tuple(value.value for value in assigned if isinstance(value, ast.Constant))]
 
 
-def _home(path: Path, name: str) -> tuple[Path, str]:
-    """The file that defines the class that `path` calls `name`: another one where it is imported."""
+def _home(path: Path, name: str) -> Path:
+    """Return the file that defines the class `name` of `path`: another one where it is imported."""
     for node in _tree(path).body:
         if isinstance(node, ast.ImportFrom) and node.module and name in [alias.name for alias in node.names]:
             if node.level:
-                return path.parents[node.level - 1].joinpath(*node.module.split(".")).with_suffix(".py"), name
-            root = _package(node.module) if (node.module, name) in _HOMES else None
-            return (root / _HOMES[node.module, name] if root else Path(node.module)), name
-    return path, name
+                return path.parents[node.level - 1].joinpath(*node.module.split(".")).with_suffix(".py")
+            if name == "TrainingArguments":
+                return _package("transformers") / "training_args.py"
+            return Path(node.module)  # no file: a class of another library
+    return path
 
 
 def _class(path: Path, name: str) -> Any:

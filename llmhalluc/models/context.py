@@ -39,10 +39,7 @@ def check_context(model: PreTrainedModel, context: str, length: int | None = Non
 
 
 def check_architecture(
-    model_class: type[PreTrainedModel] | None,
-    config: PreTrainedConfig,
-    context: str,
-    length: int | None = None,
+    model_class: type[PreTrainedModel] | None, config: PreTrainedConfig, context: str, length: int | None = None
 ) -> None:
     """`check_context` before there are weights; None is a class that only a model's own code knows."""
     if context == "soft":
@@ -53,7 +50,7 @@ def check_architecture(
         reason = f"has {', '.join(others)} layers, which mix rows without a mask"
     elif model_class is not None and is_recurrent(model_class):
         reason = "carries a recurrent state, from which no row can be taken back"
-    elif getattr(config, "alibi", False) or (model_class is not None and not _takes_positions(model_class)):
+    elif getattr(config, "alibi", False) or (model_class is not None and not takes_positions(model_class)):
         reason = "takes no position_ids, so that no token can take the place of an erased one"
     elif length is not None and window is not None and length > window:
         reason = f"attends to windows of {window} tokens, shorter than the text of {length}"
@@ -92,8 +89,8 @@ def visible_block_mask(visible_until: torch.Tensor) -> BlockMask:
     return create_block_mask(sees, n_batch, None, n_rows, n_rows, device=device, _compile=device.type == "cuda")
 
 
-def _takes_positions(model_class: type[PreTrainedModel]) -> bool:
-    """Whether a row's position can be said, rather than counted."""
+def takes_positions(model_class: type[PreTrainedModel]) -> bool:
+    """Return whether a row's position can be said, rather than counted."""
     return "position_ids" in inspect.signature(model_class.forward).parameters
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.sections import ModelArguments
 
 logger = logging.getLogger(__name__)
 
@@ -31,16 +31,12 @@ START_VALUES = {
 
 @torch.no_grad()
 def set_start_values(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    backtrack_id: int,
-    args: ModelArguments,
-    seed: int,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, backtrack_id: int, args: ModelArguments, seed: int
 ) -> None:
     """Set the BACKTRACK's input row, and its output row where that is another, as `args.token_init` says.
 
-    Always, whether or not the vocabulary grew: rows that were there before were never trained. Words that the
-    tokenizer does not know give way to the mean of the plain rows.
+    Always, whether or not the vocabulary grew: rows that were there before were never trained. The mean of
+    the plain rows takes the place of words that the tokenizer does not know.
     """
     special = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
     plain = sorted(set(tokenizer.get_vocab().values()) - special)

@@ -2,28 +2,18 @@
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from llmhalluc.extras.errors import UserError, did_you_mean, one_line
-from llmhalluc.hparams.backtrack_args import BacktrackArguments
-from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.sections import BacktrackArguments, ModelArguments
 from llmhalluc.models.context import apply_context, check_architecture
 from llmhalluc.models.embedding import set_start_values
-from llmhalluc.models.helper import dtype_of, from_pretrained, local_folder, resolve
+from llmhalluc.models.helper import dtype_of, from_pretrained, local_folder
 from llmhalluc.models.patcher import add_token, fit_embeddings, token_id
 from llmhalluc.tasks import TASKS, TOKENIZERS
 
@@ -42,8 +32,9 @@ class Loaded(NamedTuple):
 def load(args: ModelArguments, backtrack: BacktrackArguments | None, seed: int = 0) -> Loaded:
     """Model and tokenizer, with the context in the model's forward and in `model.config.backtrack`.
 
-    With `backtrack` a model that has no BACKTRACK gets one: token, rows, start values. A saved one keeps its
-    token and its trained rows and, with None, its context too. Raises UserError for invalid input.
+    With `backtrack` a model that has no BACKTRACK gets one: token, rows, start values. A saved one keeps its token and
+    its trained rows and, with None, its context too. Raises UserError for invalid input, and where `backtrack.token` or
+    the tokenizer says otherwise than a saved model.
     """
     tokenizer = load_tokenizer(args)
     model = load_model(args, tokenizer, seed, backtrack.context if backtrack else "soft")
@@ -57,7 +48,15 @@ def load(args: ModelArguments, backtrack: BacktrackArguments | None, seed: int =
         fit_embeddings(model, tokenizer)
         set_start_values(model, tokenizer, backtrack_id, args, seed)
     else:
-        backtrack_id = _recorded_id(tokenizer, record, token)
+        key, recorded = args.key("tokenizer"), record["token"]
+        backtrack_id = token_id(tokenizer, recorded, key)
+        if token not in (None, recorded):
+            raise UserError(f"backtrack.token is {token!r}, but the model has {recorded!r}: drop backtrack.token")
+        if backtrack_id != record["token_id"]:
+            raise UserError(
+                f"the tokenizer gives {recorded!r} the id {backtrack_id}, the model was trained with "
+                f"{record['token_id']}: use the tokenizer that was saved with it, drop {key}"
+            )
     apply_context(model, context, backtrack_id)
     token = tokenizer.convert_ids_to_tokens(backtrack_id)
     model.config.backtrack = {"token": token, "token_id": backtrack_id, "context": context}
@@ -74,6 +73,8 @@ def load_tokenizer(args: ModelArguments) -> PreTrainedTokenizerBase:
         names = f"{', '.join(TOKENIZERS)}, a folder or a hub name"
         raise UserError(f"{args.key('from_config')} needs {args.key('tokenizer')}: {names}")
     else:
+        from llmhalluc.models.weights import resolve
+
         args = resolve(args)
         has_own = args.adapter is not None and (Path(args.adapter) / TOKENIZER_FILES[0]).is_file()
         key, name = args.key("name_or_path"), args.adapter if has_own else args.name_or_path
@@ -87,10 +88,7 @@ def load_tokenizer(args: ModelArguments) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    args: ModelArguments,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    seed: int = 0,
-    context: str = "soft",
+    args: ModelArguments, tokenizer: PreTrainedTokenizerBase | None = None, seed: int = 0, context: str = "soft"
 ) -> PreTrainedModel:
     """The model on its device, in eval mode; `args.adapter` is merged in or, with lora or qlora, trains on.
 
@@ -101,6 +99,8 @@ def load_model(
     device = torch.device(args.device or _best_device())
     if args.from_config is not None:
         return _fresh_model(args, tokenizer, seed, context).to(device).eval()
+    from llmhalluc.models.weights import resolve
+
     args = resolve(args)
     where = (args.key("name_or_path"), args.name_or_path, args)
     config = from_pretrained(AutoConfig, *where)
@@ -114,28 +114,15 @@ def load_model(
     record = read_record(args.adapter) if args.adapter else None
     if (record is not None and record.pop("in_4bit")) or args.finetuning == "qlora":
         wide = torch.float32 if device.type == "cpu" else torch.bfloat16
-        options |= {"quantization_config": quantization(dtype_of(args, auto=wide)), "device_map": {"": device}}
+        options |= {"quantization_config": quantization(args, wide), "device_map": {"": device}}
     model = from_pretrained(AutoModelForCausalLM, *where, dtype=dtype_of(args, auto="auto"), **options)
     if args.adapter is not None:
         fit_embeddings(model, tokenizer)
         if record is not None:
             model.config.backtrack = record
-        # An adapter of another make trains no BACKTRACK rows: it goes into the weights, ours goes on top.
-        model = load_adapter(model, args.adapter, trainable=args.finetuning != "full" and record is not None)
+        # An adapter of another make trains no BACKTRACK rows: it is merged into the weights, and ours comes on top.
+        model = load_adapter(model, args, trainable=args.finetuning != "full" and record is not None)
     return model.to(device).eval()
-
-
-def _recorded_id(tokenizer: PreTrainedTokenizerBase, record: dict[str, Any], token: str | None) -> int:
-    """The id of a saved model's BACKTRACK. Raises UserError where `token` or the tokenizer says otherwise."""
-    backtrack_id = token_id(tokenizer, record["token"])
-    if token not in (None, record["token"]):
-        raise UserError(f"backtrack.token is {token!r}, but the model has {record['token']!r}: drop backtrack.token")
-    if backtrack_id != record["token_id"]:
-        raise UserError(
-            f"the tokenizer gives {record['token']!r} the id {backtrack_id}, the model was trained with "
-            f"{record['token_id']}: use the tokenizer that was saved with it, drop model.tokenizer"
-        )
-    return backtrack_id
 
 
 def _fresh_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase, seed: int, context: str) -> PreTrainedModel:

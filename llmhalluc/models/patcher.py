@@ -18,16 +18,17 @@ def add_token(tokenizer: PreTrainedTokenizerBase, token: str | None = None) -> i
     return token_id(tokenizer, token)
 
 
-def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
-    """The id of a BACKTRACK token, by `convert_tokens_to_ids`: `encode` puts BOS first on many tokenizers.
+def token_id(tokenizer: PreTrainedTokenizerBase, token: str, key: str = "model.tokenizer") -> int:
+    """Return the id of a BACKTRACK token, by `convert_tokens_to_ids`: `encode` puts BOS first on many tokenizers.
 
-    Raises UserError when the tokenizer does not know the token, or uses it for something else.
+    key: what names a tokenizer in the user's YAML. Raises UserError when the tokenizer does not know the token, or uses
+    it for something else.
     """
     found = tokenizer.convert_tokens_to_ids(token)
     if found is None or token not in tokenizer.get_vocab():  # else unk
         raise UserError(
             f"the BACKTRACK token {token!r} is unknown to the tokenizer: use the one that was saved with the "
-            "model, drop model.tokenizer"
+            f"model, drop {key}"
         )
     for name in ("pad", "bos", "eos", "unk"):
         if found == getattr(tokenizer, f"{name}_token_id"):

@@ -1,6 +1,5 @@
 """Adapters: LoRA and QLoRA in which the BACKTRACK rows train too, how they are saved, loaded and merged."""
 
-import functools
 import importlib.util
 import json
 from collections.abc import Iterator
@@ -9,20 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import (
-    LoraConfig,
-    PeftConfig,
-    PeftModelForCausalLM,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
+from peft import LoraConfig, PeftConfig, PeftModelForCausalLM, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.run_folder import write_json
-from llmhalluc.hparams.model_args import ModelArguments
-from llmhalluc.models.helper import ship_generate
+from llmhalluc.hparams.sections import ModelArguments
+from llmhalluc.models.helper import dtype_of, ship_generate
 from llmhalluc.models.transformers_patches import has_4bit_conv1d
 
 # Beside the adapter: what config.backtrack says, and whether the weights below the adapter are in 4 bits.
@@ -95,30 +88,28 @@ def rows_in_place(model: torch.nn.Module) -> Iterator[None]:
             key = id(layer.base_layer.weight), id(layer.trainable_tokens_delta)
             if key not in made:
                 made[key] = layer.get_merged_weights(layer.active_adapters).detach()
-            layer.get_merged_weights = functools.partial(_made, made[key])
+            layer.get_merged_weights = lambda active_adapters, weights=made[key]: weights
         yield
     finally:
         for layer in layers:
             vars(layer).pop("get_merged_weights", None)
 
 
-def _made(weights: torch.Tensor, active_adapters: list[str]) -> torch.Tensor:
-    return weights
+def load_adapter(model: PreTrainedModel, args: ModelArguments, trainable: bool) -> PreTrainedModel | BacktrackPeftModel:
+    """Return the model with the adapter `args.adapter` on it; merged into its weights where it is not `trainable`.
 
-
-def load_adapter(model: PreTrainedModel, folder: str | Path, trainable: bool) -> PreTrainedModel | BacktrackPeftModel:
-    """The model with the adapter in `folder` on it; merged into its weights where it is not `trainable`.
-
-    An adapter that trained over 4-bit weights is merged into those, made full width again: the logits stay.
+    An adapter that trained over 4-bit weights is merged into those, made full width again: the logits stay. Raises
+    UserError for a folder without one.
     """
-    if not (Path(folder) / "adapter_model.safetensors").is_file():
-        raise UserError(f"model.adapter is {folder}, which holds no adapter_model.safetensors: name the folder of one")
+    key, folder = args.key("adapter"), str(args.adapter)
+    if not Path(folder, "adapter_model.safetensors").is_file():
+        raise UserError(f"{key} is {folder}, which holds no adapter_model.safetensors: name the folder of one")
     if not trainable and getattr(model, "is_loaded_in_4bit", False):
         model = model.dequantize()
-    config = PeftConfig.from_pretrained(str(folder))
+    config = PeftConfig.from_pretrained(folder)
     config.inference_mode = not trainable
     model = BacktrackPeftModel(model, config)
-    model.load_adapter(str(folder), "default", is_trainable=trainable)
+    model.load_adapter(folder, "default", is_trainable=trainable)
     # Full fine-tuning may follow a merge, and PEFT has frozen the weights.
     return model if trainable else model.merge_and_unload().requires_grad_(True)
 
@@ -144,13 +135,14 @@ def merge(model: BacktrackPeftModel, tokenizer: PreTrainedTokenizerBase, folder:
     ship_generate(folder)
 
 
-def quantization(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """QLoRA's 4-bit weights (arXiv:2305.14314), multiplied in `dtype`; UserError without bitsandbytes."""
+def quantization(args: ModelArguments, auto: torch.dtype) -> BitsAndBytesConfig:
+    """Return QLoRA's 4-bit weights (arXiv:2305.14314), multiplied in `args.dtype`, or `auto` where that is auto.
+
+    Raises UserError without bitsandbytes.
+    """
+    dtype, key = dtype_of(args, auto), args.key("finetuning")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("model.finetuning is 'qlora', which needs bitsandbytes: pip install bitsandbytes, or use lora")
+        raise UserError(f"{key} is 'qlora', which needs bitsandbytes: pip install bitsandbytes, or use lora")
     return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )

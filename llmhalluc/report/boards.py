@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from llmhalluc.report.traces import Shown, steps
-from llmhalluc.tasks.base import Board, Cell, Move
+from llmhalluc.tasks.boards import Board, Cell, Move
 
 Draw = Callable[[dict[str, Any], Sequence[Move]], Board]
 Chosen = dict[tuple[str, str], dict[str, dict[str, Shown]]]  # (task, variant) -> identity of a problem -> arm -> sample

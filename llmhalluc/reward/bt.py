@@ -11,7 +11,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmhalluc.backtrack import apply_backtracking
-from llmhalluc.hparams.reward_args import COMPONENTS, RewardArguments
+from llmhalluc.hparams.checks import COMPONENTS
+from llmhalluc.hparams.sections import RewardArguments
 from llmhalluc.reward.erased import NOTHING, Erased, judge_erasures
 from llmhalluc.tasks import TASKS
 from llmhalluc.tasks.base import CutOff, Record, Verdict

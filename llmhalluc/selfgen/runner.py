@@ -16,8 +16,7 @@ from llmhalluc.tasks import CONVERTERS, TASKS
 
 if TYPE_CHECKING:
     from llmhalluc.data.problems import Problem
-    from llmhalluc.hparams.gen_args import GenArguments
-    from llmhalluc.hparams.parser import Config
+    from llmhalluc.hparams.sections import Config, GenArguments
     from llmhalluc.models.loader import Loaded
     from llmhalluc.selfgen.build import Record
 
@@ -46,8 +45,8 @@ def generate(config: "Config") -> dict[str, Any]:
     from llmhalluc.data.problems import load_problems
     from llmhalluc.data.selfgen import ABOUT, tokenizer_fingerprint
     from llmhalluc.hparams.parser import resolved
-    from llmhalluc.models.helper import fingerprint
     from llmhalluc.models.loader import load
+    from llmhalluc.models.weights import fingerprint
 
     loaded = load(config.model, None)
     problems = load_problems(config.data, loaded.tokenizer)

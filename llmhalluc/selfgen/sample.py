@@ -15,7 +15,7 @@ from llmhalluc.decoding.operators import make_operator
 from llmhalluc.decoding.sequence import Spec, Trace
 from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.jsonl import resume_lines
-from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.sections import GenArguments
 from llmhalluc.models.helper import eos_ids
 from llmhalluc.models.loader import Loaded
 from llmhalluc.tasks import TASKS

@@ -3,19 +3,19 @@
 A task is a subclass of Task, an instance of it named TASK in the same file, and a line in TASKS (tasks/__init__.py).
 """
 
-import re
 from collections.abc import Callable, Hashable, Sequence
 from random import Random
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
+
+    from llmhalluc.tasks.boards import Board, Move
+    from llmhalluc.tasks.token_errors import Runs, TokenErrors
 
 Record = dict[str, Any]  # a problem, its `columns` by name
 Piece = str | None  # the text of a move, or ERASE
 ERASE: Piece = None  # in a search: the last move that stands is taken back
-_WORD_END = re.compile(r"(?<=\S)(?=\s)")
 
 
 class CutOff(str):
@@ -45,64 +45,6 @@ class Written(NamedTuple):
     text: str
     before: Callable[[], str]
     stays: bool
-
-
-class Move(NamedTuple):
-    """A token that was emitted and is no BACKTRACK.
-
-    parent: index of the move that it was written on, -1 for the prompt. standing: whether it survives now.
-    """
-
-    text: str
-    parent: int
-    standing: bool
-
-
-class Cell(NamedTuple):
-    """A cell of a board.
-
-    marks: CSS classes, given, astray (not as in the solution), clash (breaks a rule), dead (given up), and indent-N,
-    N steps to the right.
-    """
-
-    text: str
-    marks: tuple[str, ...] = ()
-
-
-class Board(NamedTuple):
-    """A board row by row.
-
-    box: rows and columns of the boxes that have a thick border, (0, 0) where the rows are lines of text instead.
-    """
-
-    rows: list[list[Cell]]
-    box: tuple[int, int]
-
-
-class Runs(Protocol):
-    """What the `backtrack` section says of error runs (data/errors.py), for a task that puts its errors into ids."""
-
-    backtrack_id: int
-
-    def longest(self, progress: float) -> int: ...
-    def length(self, rng: Random, longest: int) -> int: ...
-    def places(self, eligible: Sequence[int], tokens: int, rng: Random) -> list[int]: ...
-    def nest(self, error: list[int], longest: int, rng: Random) -> list[int]: ...
-
-
-class TokenErrors(Protocol):
-    """Errors that a task puts into the ids of its solutions; `needs` says what a solution must hold for that."""
-
-    needs: str
-
-    def details(self, record: Record, answer: str, encoding: "Encoding") -> dict[str, Any]:
-        """Return what the other two read beside the ids; `places`, empty where nothing can go wrong, among it."""
-
-    def corrupt(self, encoded: dict[str, Any], rng: Random, progress: float) -> list[int]:
-        """Return the completion with erased errors in it."""
-
-    def pair(self, encoded: dict[str, Any], longest: int, rng: Random) -> tuple[int, list[int], list[int]] | None:
-        """Return a position, the error tokens that stand before it, and how the error is carried on to the eos."""
 
 
 class Task:
@@ -137,13 +79,13 @@ class Task:
     def wrong_moves(
         self, record: Record, standing: Sequence[str], rng: Random, instead_of: str | None = None
     ) -> list[str]:
-        """Return moves with which a search goes on wrongly where `standing` is a dead end; here as if it were none.
+        """Return moves with which a search continues wrongly where `standing` is a dead end; here as if it were none.
 
         instead_of: a move that was right and was erased all the same; the first of these moves is another one.
         """
         return self.moves(record)[len(standing) :]
 
-    def token_errors(self, runs: Runs, ids_of: Callable[[str], list[int]], delimiter: str) -> TokenErrors:
+    def token_errors(self, runs: "Runs", ids_of: Callable[[str], list[int]], delimiter: str) -> "TokenErrors":
         """Return what puts errors into ids, for a task whose errors must be exact about tokens.
 
         ids_of: the ids of a text in the middle of a completion. delimiter: what precedes the solution.
@@ -209,7 +151,9 @@ class Task:
 
     def step_ends(self, pieces: Sequence[str]) -> list[int]:
         """Return after how many tokens each step ends; `pieces` are the tokens' texts. Here a word is a step."""
-        return ends_at(pieces, _WORD_END)
+        from llmhalluc.tasks.steps import WORD_END, ends_at
+
+        return ends_at(pieces, WORD_END)
 
     def step_keys(self, steps: Sequence[str], record: Record) -> list[Hashable | None]:
         """Return what another solution's step must agree in with each step; None: it says nothing of weight."""
@@ -229,32 +173,13 @@ class Task:
 
     # What people look at.
 
-    def board(self, record: Record, moves: Sequence[Move]) -> Board:
+    def board(self, record: Record, moves: "Sequence[Move]") -> "Board":
         """Return what to draw of a trace after these tokens."""
         raise NotImplementedError
 
     def can(self, name: str) -> bool:
         """Return whether the task has a method of that name of its own."""
         return getattr(type(self), name) is not getattr(Task, name)
-
-
-def ends_at(pieces: Sequence[str], boundary: re.Pattern[str]) -> list[int]:
-    """Return after how many tokens a boundary of their text is reached, all of them at last.
-
-    A boundary within a token counts behind it; what lies between two holds more than white space.
-    """
-    text, found, at = "".join(pieces), [], 0
-    cuts = [match.end() for match in boundary.finditer(text)]
-    written, last = 0, 0  # characters so far, characters at the last boundary
-    for i, piece in enumerate(pieces):
-        written += len(piece)
-        reached = False
-        while at < len(cuts) and cuts[at] <= written:
-            reached, at = True, at + 1
-        if reached and text[last:written].strip() and text[written:].strip():
-            found.append(i + 1)
-            last = written
-    return [*found, len(pieces)] if pieces else []
 
 
 def word_tokenizer(words: Sequence[str]) -> "PreTrainedTokenizerBase":

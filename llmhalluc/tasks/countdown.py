@@ -14,19 +14,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.option import option
-from llmhalluc.tasks.base import (
-    ERASE,
-    Board,
-    Cell,
-    Move,
-    Piece,
-    Record,
-    Task,
-    Verdict,
-    Written,
-    ends_at,
-    word_tokenizer,
-)
+from llmhalluc.tasks.base import ERASE, Piece, Record, Task, Verdict, Written, word_tokenizer
+from llmhalluc.tasks.boards import Board, Cell, Move
+from llmhalluc.tasks.steps import ends_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 from llmhalluc.extras.errors import UserError, one_line
 from llmhalluc.extras.run_folder import is_main_process, open_run, write_json
-from llmhalluc.hparams.parser import Config, resolved
-from llmhalluc.train.checkpoint import newest_checkpoint
+from llmhalluc.hparams.parser import resolved
+from llmhalluc.hparams.sections import Config
 
 RECORD, CURVE, MERGED = "train.json", "loss.png", "merged"  # train.json is written last: it says "finished"
 logger = logging.getLogger(__name__)
@@ -46,6 +46,8 @@ class BaseExecutor:
                 logger.warning("%s holds this run finished: nothing is left to do", self.output_dir)
                 return json.loads((self.output_dir / RECORD).read_text(encoding="utf-8"))
             if train.resume:
+                from llmhalluc.train.checkpoint import newest_checkpoint
+
                 self.checkpoint = newest_checkpoint(self.output_dir, int(os.environ.get("WORLD_SIZE", 1)))
             use_trackers(self.trl.get("report_to"), self.output_dir)
             self.load_model()
@@ -87,22 +89,23 @@ class BaseExecutor:
         """Set `trainer`."""
         raise NotImplementedError
 
-    def arguments(self, config_class: Any, useless: dict[str, str], **fixed: Any) -> Any:
+    def arguments(self, config_class: Any, without_effect: dict[str, str], **fixed: Any) -> Any:
         """TRL's config of the `train` section, with `fixed` keys.
 
-        useless: key -> why it has no effect here. Raises UserError for these, for what TRL refuses, for an
-        evaluation without data, and for several GPUs in one process.
+        without_effect: key -> why. Raises UserError for these, for what TRL refuses, for an evaluation without data,
+        and for several GPUs in one process.
         """
         defaults = {f.name: f.default for f in dataclasses.fields(config_class)}
-        given = [k for k in useless if k in self.trl and self.trl[k] not in (defaults[k], fixed.get(k, defaults[k]))]
-        if given:
-            raise UserError(*(f"train.{key} has no effect here ({useless[key]}): take it out" for key in given))
+        problems = []
+        for key, reason in without_effect.items():
+            if key in self.trl and self.trl[key] not in (defaults[key], fixed.get(key, defaults[key])):
+                problems.append(f"train.{key} has no effect here ({reason}): take it out")
+        if problems:
+            raise UserError(*problems)
         self.stop_on_sigterm = self.trl.get("enable_jit_checkpoint", False)
-        ours = {"enable_jit_checkpoint": False}  # transformers' own stops in mid-step
-        keys = {"logging_nan_inf_filter": False} | self.device_defaults() | self.trl | ours
-        keys |= fixed | {"remove_unused_columns": False}
-        old_name = keys.pop("gradient_checkpointing")
-        keys.setdefault("activation_checkpointing", old_name)
+        keys = {"logging_nan_inf_filter": False} | self.device_defaults() | self.trl | fixed
+        keys |= {"remove_unused_columns": False, "enable_jit_checkpoint": False}  # transformers' stops in mid-step
+        keys.setdefault("activation_checkpointing", keys.pop("gradient_checkpointing"))
         try:
             args = config_class(**keys)
         except (TypeError, ValueError) as error:

@@ -6,8 +6,8 @@ import zipfile
 from pathlib import Path
 
 from llmhalluc.extras.errors import UserError
+from llmhalluc.train.trainer import STATE, progress_file
 
-STATE = "trainer_state.json"  # the Trainer's first process writes it last
 logger = logging.getLogger(__name__)
 
 
@@ -31,11 +31,6 @@ def newest_checkpoint(output_dir: Path, processes: int) -> Path | None:
 def step_of(folder: Path) -> int:
     """N of checkpoint-N."""
     return int(folder.name.split("-")[1])
-
-
-def progress_file(folder: Path, process: int) -> Path:
-    """Where a process keeps what the Trainer's own state lacks; written before all else in the folder."""
-    return folder / f"progress_{process}.json"
 
 
 def _fault(folder: Path) -> str | None:

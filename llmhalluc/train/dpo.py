@@ -16,7 +16,7 @@ from llmhalluc.data.collator import DrawSampler
 from llmhalluc.data.dpo import PairDataset
 from llmhalluc.data.manager import GENERIC, converter_class
 from llmhalluc.extras.errors import UserError, one_line
-from llmhalluc.hparams.parser import Config
+from llmhalluc.hparams.sections import Config
 from llmhalluc.train.base import BaseExecutor
 from llmhalluc.train.scoring import Weights, score_through_model
 from llmhalluc.train.trainer import ResumableTrainer
@@ -165,7 +165,6 @@ class DPORun(ResumableTrainer, ReadyPairs, DPOTrainer):
         return super().progress() | {"counts": self.counts.tolist(), "metrics": unlogged_metrics(self)}
 
     def restore(self, progress: dict[str, Any]) -> None:
-        """These too."""
         super().restore(progress)
         self.counts += self.counts.new_tensor(progress["counts"])
         unlogged_metrics(self).update(progress["metrics"])

@@ -94,7 +94,6 @@ class GRPORun(ResumableTrainer, GRPOTrainer):
         return super().progress() | rollouts | {"metrics": trl_patches.unlogged_metrics(self)}
 
     def restore(self, progress: dict[str, Any]) -> None:
-        """These too."""
         super().restore(progress)
         trl_patches.unlogged_metrics(self).update(progress["metrics"])
         batches, device = progress["batches"], self.args.device

@@ -15,7 +15,7 @@ from llmhalluc.data.problems import Problem
 from llmhalluc.decoding.engine import decode
 from llmhalluc.decoding.sequence import Spec, Trace
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.sections import GenArguments
 from llmhalluc.models.peft import rows_in_place
 from llmhalluc.train import trl_patches
 
@@ -39,7 +39,7 @@ class RolloutSettings(NamedTuple):
     sampler: Any = None  # as `Spec.sampler`
 
     def spec(self, eos_ids: Sequence[int]) -> Spec:
-        """What the engine is told."""
+        """Return what the engine needs to know."""
         return Spec(self.options, eos_ids, self.backtrack_id, self.context, sampler=self.sampler)
 
     @property
@@ -106,15 +106,11 @@ def decode_group(
         try:
             prompts = [problem.prompt_ids for problem in problems]  # equal ones are computed once
             spec = settings.spec(trainer.eos_token_ids)
-            with nullcontext() if _is_sharded(trainer) else rows_in_place(model):
+            sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled  # no process has all weights to itself
+            with nullcontext() if sharded else rows_in_place(model):
                 return decode(model, prompts, spec, keys=list(keys), batch_size=settings.batch_size or len(problems))
         finally:
             model.train(training)
-
-
-def _is_sharded(trainer: Any) -> bool:
-    """Whether no process has all weights to itself."""
-    return trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
 
 
 def rollout(trainer: Any, settings: RolloutSettings, prompts: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ out, so that policy, old policy and reference see what decoding sees (law 3).
 Shapes: B traces, T positions, N labelled ones, V vocabulary.
 """
 
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from llmhalluc.backtrack import IGNORE
+from llmhalluc.models.context import takes_positions
 from llmhalluc.train.trl_patches import answer_fused_head
 
 # (input_ids (B, T), labels (B, T)) -> (row, position of the label, id) of tokens that could not be sampled there
@@ -33,7 +33,7 @@ def score_through_model(
     `mean_logits` (float32 at least) and `is_top1` are (B, T - 1), position t about label t + 1, 0 where that is IGNORE.
     They are of softmax(logits / temperature) over the tokens that were offered; `mean_logits` of the logits themselves.
     """
-    takes_positions = "position_ids" in inspect.signature(type(model).forward).parameters
+    with_positions = takes_positions(type(model))
 
     def score(
         forward: Callable, labels: torch.Tensor, *, input_ids: torch.Tensor,
@@ -48,7 +48,7 @@ def score_through_model(
             scored = targets[:, 1:] != IGNORE
             part = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
             part["logits_to_keep"] = torch.nn.functional.pad(scored, (0, 1), value=False)
-            if takes_positions:  # padding on the left takes none
+            if with_positions:  # padding on the left takes none
                 part["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
             outputs = forward(**inputs | part)
             barred = _numbered(unoffered(ids, targets) if unoffered else [], scored)

@@ -95,30 +95,25 @@ class SFTRun(ResumableTrainer, SFTTrainer):
             inputs["output_router_logits"] = True
         outputs = model(**inputs, logits_to_keep=scored_BT, use_cache=False)
         logits = outputs.logits.to(torch.promote_types(outputs.logits.dtype, torch.float32))  # (labels, vocabulary)
-        losses = functional.cross_entropy(
-            logits, targets, reduction="none", label_smoothing=self.args.label_smoothing_factor
-        )
+        smoothing = self.args.label_smoothing_factor
+        losses = functional.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
         if self.args.loss_type == "dft":
             losses = losses * (-losses).exp().detach()
         n_labels = len(targets) if num_items_in_batch is None else num_items_in_batch
         loss = losses.sum() / torch.as_tensor(n_labels).clamp(min=1)
         if self.aux_loss_enabled:
-            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / (
-                1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
-            )
+            parts = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / parts
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # the labels are those of all processes, DDP takes the mean
-
         drawn = records[:, 0].tolist()
-        self.check_finite(
-            loss, f", on the records {drawn} of data.dataset: look at these, or lower train.learning_rate"
-        )
+        remedy = f", on the records {drawn} of data.dataset: look at these, or lower train.learning_rate"
+        self.check_finite(loss, remedy)
         with torch.no_grad():
             right = (logits.argmax(-1) == targets).sum()
             seen = (losses.sum(), right, torch.tensor(len(targets)), records[:, 1].sum(), torch.tensor(len(records)))
-            self.sums["train" if self.model.training else "eval"] += torch.stack(
-                [x.to(self.sums["train"]) for x in seen]
-            )
+            sums = self.sums["train" if self.model.training else "eval"]
+            sums += torch.stack([x.to(sums) for x in seen])
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -140,11 +135,9 @@ class SFTRun(ResumableTrainer, SFTTrainer):
         return total
 
     def progress(self) -> dict[str, Any]:
-        """The sums too."""
         return super().progress() | {"sums": self.sums["train"].tolist()}
 
     def restore(self, progress: dict[str, Any]) -> None:
-        """The sums too."""
         super().restore(progress)
         self.sums["train"] += torch.tensor(progress["sums"], dtype=torch.float64).to(self.sums["train"])
 

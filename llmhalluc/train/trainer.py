@@ -13,7 +13,8 @@ from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.run_folder import write_json
 from llmhalluc.models.helper import ship_generate
 from llmhalluc.train import trl_patches
-from llmhalluc.train.checkpoint import STATE, progress_file
+
+STATE = "trainer_state.json"  # the Trainer's first process writes it last
 
 
 class ResumableTrainer(trl_patches.PatchedTrainer):
@@ -82,8 +83,13 @@ class ResumableTrainer(trl_patches.PatchedTrainer):
         """Write none: TRL's would speak of its own loss and an unnamed base model; run.json has the facts."""
 
 
+def progress_file(folder: Path, process: int) -> Path:
+    """Return where a process keeps what the Trainer's own state lacks; written before all else in the folder."""
+    return folder / f"progress_{process}.json"
+
+
 class StepCallback(TrainerCallback):
-    """What has to happen at the steps of a ResumableTrainer; a sampler with `set_epoch` is told the epoch."""
+    """What has to happen at the steps of a ResumableTrainer; a sampler learns the epoch."""
 
     def __init__(self, trainer: ResumableTrainer, stop_on_sigterm: bool):
         self.trainer, self.stop_on_sigterm, self.stop = trainer, stop_on_sigterm, False

@@ -157,7 +157,7 @@ def test_every_operator_can_be_tuned(operator):
 
 def test_the_task_of_sums_keeps_its_worked_sums_out_of_the_test():
     from llmhalluc.eval.tasks import load_tasks
-    from llmhalluc.hparams.eval_args import EvalArguments
+    from llmhalluc.hparams.sections import EvalArguments
 
     folder = str(CONFIGS / "benchmark" / "tasks")
     _, (task,) = load_tasks(EvalArguments(tasks=["sums"], include_path=[folder], num_fewshot=4), {})

@@ -11,7 +11,7 @@ from llmhalluc.backtrack import CONTEXTS, erasures
 from llmhalluc.benchmark.measure import Outcome, _parts, paired_difference
 from llmhalluc.decoding.operators import ProbabilityThreshold
 from llmhalluc.eval.metrics import count
-from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.sections import GenArguments
 from tests.decoding.operating import decode
 from tests.tiny import tiny_model
 

@@ -20,8 +20,7 @@ from llmhalluc.data.selfgen import tokenizer_fingerprint
 from llmhalluc.data.traces import TraceDataset
 from llmhalluc.extras.constant import BACKTRACK_TOKEN
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.backtrack_args import BacktrackArguments
-from llmhalluc.hparams.data_args import DataArguments
+from llmhalluc.hparams.sections import BacktrackArguments, DataArguments
 from llmhalluc.tasks.sudoku import text as sudoku
 from tests.data.toy import GSM8K, QA, bpe_tokenizer, sudoku_tokenizer
 

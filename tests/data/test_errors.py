@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from llmhalluc.backtrack import apply_backtracking
 from llmhalluc.data.errors import ErrorRuns, number_forms, plain_ids
 from llmhalluc.extras.constant import BACKTRACK_TOKEN
-from llmhalluc.hparams.backtrack_args import BacktrackArguments
+from llmhalluc.hparams.sections import BacktrackArguments
 from tests.data.toy import bpe_tokenizer
 from tests.tiny import tiny_tokenizer
 

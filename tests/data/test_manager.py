@@ -9,8 +9,7 @@ import pytest
 from llmhalluc.data.manager import load_datasets, load_eval_dataset, load_records
 from llmhalluc.extras.constant import BACKTRACK_TOKEN
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.backtrack_args import BacktrackArguments
-from llmhalluc.hparams.data_args import DataArguments
+from llmhalluc.hparams.sections import BacktrackArguments, DataArguments
 from tests.data.toy import GSM8K, QA, bpe_tokenizer, sudoku_tokenizer
 
 BACKTRACK = bpe_tokenizer().convert_tokens_to_ids(BACKTRACK_TOKEN)

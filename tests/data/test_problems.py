@@ -6,10 +6,9 @@ import pytest
 
 from llmhalluc.data.problems import Problem, load_problems
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.data_args import CONVERTERS, DataArguments
+from llmhalluc.hparams.sections import CONVERTERS, DataArguments
 from llmhalluc.prompts import math
 from llmhalluc.tasks import PROBLEM_CONVERTERS, TASKS
-from llmhalluc.tasks import TASKS
 from llmhalluc.tasks.sudoku import text as sudoku
 from llmhalluc.tasks.sudoku.generate import grid_split
 from tests.tiny import tiny_tokenizer

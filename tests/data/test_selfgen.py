@@ -13,8 +13,7 @@ from llmhalluc.data.manager import load_datasets
 from llmhalluc.data.selfgen import ABOUT, SelfgenConverter, tokenizer_fingerprint
 from llmhalluc.extras.constant import BACKTRACK_TOKEN
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.backtrack_args import BacktrackArguments
-from llmhalluc.hparams.data_args import DataArguments
+from llmhalluc.hparams.sections import BacktrackArguments, DataArguments
 from llmhalluc.tasks.sudoku.text import build_tokenizer
 from tests.data.toy import bpe_tokenizer, sudoku_tokenizer
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from llmhalluc.backtrack import CONTEXTS, ERROR_LABELS, IGNORE, apply_backtracking
 from llmhalluc.data.collator import Draw, DrawSampler
 from llmhalluc.data.traces import TraceDataset
-from llmhalluc.hparams.data_args import CONVERTERS
+from llmhalluc.hparams.sections import CONVERTERS
 from tests.data.toy import RECORDS, converter, erased_positions
 
 CORRUPTING = ["backtrack", "gsm8k_backtrack", "sudoku_backtrack"]

@@ -12,8 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from llmhalluc.data.manager import converter_class
 from llmhalluc.data.selfgen import ABOUT, tokenizer_fingerprint
 from llmhalluc.extras.constant import BACKTRACK_TOKEN
-from llmhalluc.hparams.backtrack_args import BacktrackArguments
-from llmhalluc.hparams.data_args import DataArguments
+from llmhalluc.hparams.sections import BacktrackArguments, DataArguments
 from llmhalluc.tasks import TASKS
 from llmhalluc.tasks.countdown import CountdownOptions
 from llmhalluc.tasks.sudoku.text import build_tokenizer

@@ -6,8 +6,7 @@ from dataclasses import replace
 from llmhalluc.decoding import engine
 from llmhalluc.decoding.operators import make_operator
 from llmhalluc.decoding.sequence import Erase, Spec
-from llmhalluc.hparams.gen_args import GenArguments
-from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.sections import GenArguments, ModelArguments
 from llmhalluc.models.loader import load
 
 BT, EOS = 63, 2

@@ -12,7 +12,7 @@ from llmhalluc.decoding.generator import Generator
 from llmhalluc.decoding.remote import Server, decode_remote
 from llmhalluc.decoding.slots import SlotCache
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.sections import GenArguments
 from llmhalluc.models.context import apply_context
 from tests.decoding.operating import Careless, decode, some_prompts, spec_of
 from tests.decoding.test_engine import gemma, layout_logits, random_trace, scripted

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from llmhalluc.backtrack import CONTEXTS, apply_backtracking
 from llmhalluc.decoding.custom_generate.generate import backtrack_generate, generate
 from llmhalluc.extras.constant import PACKAGE
-from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.sections import GenArguments
 from llmhalluc.models.helper import ship_generate
 from tests.decoding.bpe import byte_tokenizer
 from tests.decoding.operating import decode
@@ -199,7 +199,7 @@ print([row[inputs.input_ids.shape[1]:] for row in one.tolist()])
 
 @pytest.mark.parametrize("finetuning", ["full", "lora"])
 def test_a_trained_folder_erases_where_llmhalluc_cannot_be_imported(tmp_path, finetuning):
-    from llmhalluc.hparams.model_args import ModelArguments
+    from llmhalluc.hparams.sections import ModelArguments
     from llmhalluc.models.loader import load
     from llmhalluc.train.base import final_model
     from llmhalluc.train.sft import SFTExecutor

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from llmhalluc.backtrack import CONTEXTS
 from llmhalluc.decoding.operators import OPERATORS, make_operator
 from llmhalluc.decoding.sequence import Erase
-from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.sections import GenArguments
 from tests.decoding.operating import Careless, decode, default, everywhere, propose, run, smollm2, some_prompts
 from tests.tiny import tiny_model
 

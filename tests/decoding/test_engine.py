@@ -14,7 +14,7 @@ from llmhalluc.backtrack import CONTEXTS, apply_backtracking, inject_error, layo
 from llmhalluc.decoding import slots
 from llmhalluc.decoding.backend import TorchBackend
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.sections import GenArguments
 from tests.decoding.operating import decode
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 

@@ -9,7 +9,7 @@ import torch
 from llmhalluc.backtrack import CONTEXTS
 from llmhalluc.decoding.operators import OPERATORS, LogitThreshold, NGramOverlap, ProbabilityThreshold, Repetition
 from llmhalluc.decoding.sequence import Erase
-from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.sections import GenArguments
 from tests.decoding.operating import Careless, decode, default, everywhere, run, some_prompts, stream
 from tests.decoding.test_engine import gemma
 from tests.tiny import FAMILIES, tiny_model

@@ -18,7 +18,7 @@ from llmhalluc.decoding.phrases import BannedPhrases, Replace
 from llmhalluc.decoding.sampling import sample
 from llmhalluc.decoding.sequence import Spec
 from llmhalluc.extras.constant import PACKAGE
-from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.sections import GenArguments
 from tests.decoding.bpe import byte_tokenizer
 from tests.decoding.operating import decode, some_prompts
 from tests.decoding.test_llamacpp import backend_over

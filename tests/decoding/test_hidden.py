@@ -10,7 +10,7 @@ from llmhalluc.decoding.engine import Engine
 from llmhalluc.decoding.hidden import hidden_states
 from llmhalluc.decoding.sequence import Erase, Spec
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.sections import GenArguments
 from tests.decoding.fake_llama import FakeLlama, fake_library
 from tests.decoding.operating import decode
 from tests.tiny import FAMILIES, tiny_model

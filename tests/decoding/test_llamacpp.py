@@ -14,8 +14,7 @@ from llmhalluc.decoding import llamacpp
 from llmhalluc.decoding.generator import Generator
 from llmhalluc.decoding.operators import OPERATORS, Never, make_operator
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.gen_args import GenArguments
-from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.sections import GenArguments, ModelArguments
 from llmhalluc.models.helper import local_folder
 from tests.decoding.fake_llama import FakeLlama, fake_library
 from tests.decoding.operating import decode, stream

@@ -27,7 +27,7 @@ from llmhalluc.decoding.operators import (
 from llmhalluc.decoding.sequence import Erase, Sequence, Spec, Step
 from llmhalluc.extras.constant import REPOSITORY
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.sections import GenArguments
 from tests.decoding.operating import propose, run
 from tests.tiny import tiny_model
 

@@ -14,7 +14,7 @@ from llmhalluc.decoding.phrases import BannedPhrases, Replace
 from llmhalluc.decoding.sequence import Step
 from llmhalluc.extras.constant import REPOSITORY
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.sections import GenArguments
 from tests.decoding.bpe import TOKENIZERS, byte_tokenizer, extend, sequence_of, spelt
 from tests.decoding.operating import decode, propose, smollm2
 from tests.tiny import tiny_model

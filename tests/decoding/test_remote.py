@@ -22,7 +22,7 @@ from llmhalluc.backtrack import CONTEXTS, apply_backtracking, replay
 from llmhalluc.decoding import remote
 from llmhalluc.decoding.remote import Server
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.sections import GenArguments
 from llmhalluc.models.helper import local_folder
 from tests.decoding.operating import SPEC, decode, spec_of
 from tests.decoding.test_llamacpp import write_gguf

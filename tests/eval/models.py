@@ -6,7 +6,8 @@ import torch
 from tokenizers import decoders
 
 from llmhalluc.extras.constant import BACKTRACK_TOKEN
-from llmhalluc.hparams.parser import Config, build
+from llmhalluc.hparams.parser import build
+from llmhalluc.hparams.sections import Config
 from llmhalluc.models.loader import Loaded
 from llmhalluc.tasks.sudoku.text import build_tokenizer
 from tests.tiny import tiny_model, tiny_tokenizer

@@ -4,7 +4,7 @@ import torch
 
 from llmhalluc.decoding.sequence import Erasure, Trace
 from llmhalluc.eval.journal import Journal
-from llmhalluc.models.helper import fingerprint
+from llmhalluc.models.weights import fingerprint
 from tests.tiny import tiny_model
 
 FIRST = Trace([1, 2], [3, 9, 4], [4], 1, "eos", "four\n√", [-0.5, -1.0, -0.25], [Erasure(2, 1, "BACKTRACK")])

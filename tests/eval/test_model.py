@@ -9,10 +9,7 @@ from llmhalluc.eval.model import BacktrackLM
 from llmhalluc.eval.tasks import load_tasks
 from llmhalluc.eval.variants import make_variants
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.backtrack_args import BacktrackArguments
-from llmhalluc.hparams.data_args import DataArguments
-from llmhalluc.hparams.eval_args import EvalArguments
-from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.sections import BacktrackArguments, DataArguments, EvalArguments, GenArguments
 from tests.eval.models import save_sudoku_model, scripted
 from tests.eval.test_tasks import write
 

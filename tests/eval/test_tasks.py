@@ -8,10 +8,9 @@ import pytest
 from llmhalluc.data.task import TaskConverter
 from llmhalluc.eval.tasks import load_tasks
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.backtrack_args import BacktrackArguments
-from llmhalluc.hparams.data_args import DataArguments
-from llmhalluc.hparams.eval_args import EvalArguments
+from llmhalluc.hparams.sections import BacktrackArguments, DataArguments, EvalArguments
 from llmhalluc.hparams.task_args import test_options as options_of
+from llmhalluc.prompts import math
 from llmhalluc.tasks.math.answers import final_answer
 from llmhalluc.tasks.sudoku import text as sudoku
 from llmhalluc.tasks.sudoku.generate import grid_split

@@ -5,8 +5,8 @@ import pytest
 from llmhalluc.decoding.operators import ProbabilityThreshold
 from llmhalluc.eval.variants import Variant, make_variants, operator_of
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.gen_args import GenArguments
 from llmhalluc.hparams.parser import build, resolved
+from llmhalluc.hparams.sections import GenArguments
 from llmhalluc.hparams.yaml_files import load_raw
 
 TASK = {"until": ["\n\n", ""], "do_sample": True, "temperature": 0.7, "max_gen_toks": 64, "top_p": 0.9}

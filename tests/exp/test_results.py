@@ -3,7 +3,7 @@ import pytest
 
 from llmhalluc.exp import results, stats
 from llmhalluc.exp.grid import Cell
-from llmhalluc.hparams.exp_args import ExpArguments
+from llmhalluc.hparams.sections import ExpArguments
 
 TRAINING = {"tokens": 2_100_000, "steps": 800, "seconds": 60.0, "chain_tokens": 2_100_000, "chain_seconds": 60.0}
 

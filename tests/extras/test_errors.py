@@ -3,7 +3,8 @@
 import pytest
 
 from llmhalluc.extras.errors import did_you_mean, nearest, one_line
-from llmhalluc.hparams.parser import SECTIONS, section_keys
+from llmhalluc.hparams.parser import section_keys
+from llmhalluc.hparams.sections import SECTIONS
 
 KNOWN = [f"{section}.{key}" for section in SECTIONS for key in section_keys(section)]
 

@@ -6,8 +6,9 @@ from llmhalluc.benchmark import config as benchmark
 from llmhalluc.extras.constant import EVAL_SPLITS
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams import trl_fields
-from llmhalluc.hparams.data_args import CONVERTERS, GENERIC_CONVERTERS, refuse_evaluation_split
-from llmhalluc.hparams.parser import SECTIONS, SEED, STAGES, build, section_keys
+from llmhalluc.hparams.checks import refuse_evaluation_split
+from llmhalluc.hparams.parser import SEED, STAGES, build, section_keys
+from llmhalluc.hparams.sections import CONVERTERS, GENERIC_CONVERTERS, SECTIONS
 
 # Every key by its dotted name; a key of `train` as its first stage knows it.
 KEYS = {f"{section}.{key}": k for section, keys in benchmark.KEYS.items() for key, k in keys.items()} | {"seed": SEED}

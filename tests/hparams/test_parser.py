@@ -11,9 +11,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from llmhalluc.extras.errors import UserError
+from llmhalluc.hparams.command_line import option_groups, parse, read
 from llmhalluc.hparams.mapping import Key
-from llmhalluc.hparams.parser import SECTIONS, build, parse, read, resolved, section_keys
-from llmhalluc.hparams.task_args import option_groups
+from llmhalluc.hparams.parser import build, resolved, section_keys
+from llmhalluc.hparams.sections import SECTIONS
 from llmhalluc.hparams.yaml_files import load_raw, to_yaml
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=8) | st.sampled_from(

@@ -5,7 +5,7 @@ from pathlib import Path
 import gguf
 import torch
 
-from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.sections import ModelArguments
 from tests.tiny import tiny_model, tiny_tokenizer
 
 GGUF_NAMES = {

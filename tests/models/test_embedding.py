@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.sections import ModelArguments
 from llmhalluc.models.embedding import START_VALUES, set_start_values
 from llmhalluc.models.patcher import add_token, fit_embeddings
 from llmhalluc.tasks.sudoku.text import build_tokenizer

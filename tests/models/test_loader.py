@@ -10,8 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmhalluc.extras import constant
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.backtrack_args import BacktrackArguments
-from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.sections import BacktrackArguments, ModelArguments
 from llmhalluc.models.loader import load, load_model, load_tokenizer
 from tests.models.saved import saved_gguf, saved_model
 from tests.tiny import tiny_tokenizer

@@ -1,6 +1,6 @@
 """Law 7 and trap 1: the BACKTRACK rows train, are saved, and say the same in stock transformers and peft."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -9,8 +9,8 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.backtrack_args import BacktrackArguments
-from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.benchmark_args import ModelKwargs
+from llmhalluc.hparams.sections import BacktrackArguments, ModelArguments
 from llmhalluc.models.loader import load
 from llmhalluc.models.peft import BacktrackPeftModel, add_adapter, merge, rows_in_place
 from tests.models.saved import saved_model, train
@@ -164,8 +164,10 @@ def test_refusals(tmp_path):
         add_adapter(biased, args, 5)
     with pytest.raises(UserError, match=r"from_config makes fresh weights.*use full"):
         add_adapter(tiny_model("llama"), replace(args, name_or_path=None, from_config={}), 5)
-    with pytest.raises(UserError, match=r"holds no adapter_model.safetensors"):
+    with pytest.raises(UserError, match=r"^model\.adapter is .* holds no adapter_model.safetensors"):
         load(replace(args, adapter=str(tmp_path)), SOFT)
+    with pytest.raises(UserError, match=r"^model_kwargs\.adapter is .* holds no adapter_model.safetensors"):
+        load(ModelKwargs(**asdict(args) | {"adapter": str(tmp_path)}), None)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -9,8 +9,7 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmhalluc.backtrack import apply_backtracking
-from llmhalluc.hparams.backtrack_args import BacktrackArguments
-from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.sections import BacktrackArguments, ModelArguments
 from llmhalluc.models.loader import load
 from llmhalluc.models.peft import add_adapter, merge
 from tests.models.saved import train

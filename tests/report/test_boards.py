@@ -4,7 +4,7 @@ from llmhalluc.backtrack import apply_backtracking
 from llmhalluc.report.boards import frames, stepper
 from llmhalluc.report.traces import Shown
 from llmhalluc.tasks import TASKS, board_of
-from llmhalluc.tasks.base import Board, Cell
+from llmhalluc.tasks.boards import Board, Cell
 from llmhalluc.tasks.sudoku.text import fill
 from tests.report.test_traces import BT, END, PUZZLE, SOLUTION, WORDS, N, bare_and_events, decode, traces
 

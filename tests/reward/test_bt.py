@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from llmhalluc.extras.errors import UserError
+from llmhalluc.hparams.checks import COMPONENTS, MARGIN, law5_problems
 from llmhalluc.hparams.parser import build
-from llmhalluc.hparams.reward_args import COMPONENTS, MARGIN, RewardArguments, law5_problems
+from llmhalluc.hparams.sections import RewardArguments
 from llmhalluc.reward import bt
 from llmhalluc.reward.bt import (
     SCORES,

@@ -8,8 +8,8 @@ import torch
 
 from llmhalluc.data.problems import Problem, load_problems
 from llmhalluc.extras.constant import BACKTRACK_TOKEN
-from llmhalluc.hparams.data_args import DataArguments
-from llmhalluc.hparams.parser import Config, build
+from llmhalluc.hparams.parser import build
+from llmhalluc.hparams.sections import Config, DataArguments
 from llmhalluc.tasks import TASKS
 from tests.data.toy import sudoku_tokenizer
 from tests.tiny import tiny_model

@@ -6,9 +6,9 @@ import pytest
 
 from llmhalluc.data.problems import Problem
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.gen_args import GenArguments
-from llmhalluc.models.helper import fingerprint
+from llmhalluc.hparams.sections import GenArguments
 from llmhalluc.models.loader import Loaded
+from llmhalluc.models.weights import fingerprint
 from llmhalluc.selfgen.sample import Rollouts, Sampler
 from tests.data.toy import sudoku_tokenizer
 from tests.eval.models import scripted

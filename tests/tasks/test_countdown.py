@@ -16,7 +16,7 @@ from llmhalluc.hparams.parser import build
 from llmhalluc.models.patcher import add_token
 from llmhalluc.selfgen.split import Splitter
 from llmhalluc.tasks import TASKS
-from llmhalluc.tasks.base import Move
+from llmhalluc.tasks.boards import Move
 from llmhalluc.tasks.countdown import CountdownOptions, CountdownTestOptions, options_of, part_of, reaches
 
 TASK = TASKS["countdown"]

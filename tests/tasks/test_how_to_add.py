@@ -13,8 +13,7 @@ from llmhalluc.data.base import BacktrackDatasetConverter
 from llmhalluc.data.pairs import BacktrackDPOConverter
 from llmhalluc.data.task import TaskBacktrackConverter
 from llmhalluc.extras.constant import REPOSITORY
-from llmhalluc.hparams.backtrack_args import BacktrackArguments
-from llmhalluc.hparams.data_args import DataArguments
+from llmhalluc.hparams.sections import BacktrackArguments, DataArguments
 from llmhalluc.models.patcher import add_token
 
 PAGE = (REPOSITORY / "docs/architecture.md").read_text(encoding="utf-8").partition("### How to add a task")[2]

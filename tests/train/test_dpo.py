@@ -19,7 +19,7 @@ from llmhalluc.backtrack import CONTEXTS, IGNORE, layout
 from llmhalluc.data.collator import DrawSampler
 from llmhalluc.data.dpo import Pair
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.sections import ModelArguments
 from llmhalluc.models.loader import load
 from llmhalluc.train.base import final_model
 from llmhalluc.train.dpo import LOSS_TYPES, METRICS, DPOExecutor, decision_weights

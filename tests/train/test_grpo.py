@@ -15,8 +15,7 @@ from llmhalluc.backtrack import CONTEXTS, apply_backtracking
 from llmhalluc.data.problems import Problem
 from llmhalluc.decoding import sampling
 from llmhalluc.decoding.sequence import Trace
-from llmhalluc.hparams.gen_args import GenArguments
-from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.sections import GenArguments, ModelArguments
 from llmhalluc.models.context import apply_context
 from llmhalluc.models.peft import add_adapter
 from llmhalluc.train.grpo import GRPORun

@@ -11,7 +11,7 @@ from trl import GRPOConfig
 from llmhalluc.backtrack import CONTEXTS, unoffered
 from llmhalluc.decoding.sequence import Sequence
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.gen_args import GenArguments
+from llmhalluc.hparams.sections import GenArguments
 from llmhalluc.train.rollout import REFUSED, rollout_settings
 
 BT, VOCABULARY = 4, 5  # so few ids that bans leave none

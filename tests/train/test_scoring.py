@@ -5,7 +5,7 @@ import torch
 from trl.trainer.utils import add_fused_lm_head
 
 from llmhalluc.backtrack import IGNORE
-from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.sections import ModelArguments
 from llmhalluc.models.context import apply_context
 from llmhalluc.models.peft import add_adapter
 from llmhalluc.train import scoring

@@ -14,8 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmhalluc.backtrack import IGNORE, replay
 from llmhalluc.data.collator import DrawSampler, TraceCollator
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.model_args import ModelArguments
-from llmhalluc.hparams.train_args import TrainArguments
+from llmhalluc.hparams.sections import ModelArguments, TrainArguments
 from llmhalluc.models.loader import load
 from llmhalluc.train.base import final_model, use_trackers
 from llmhalluc.train.executors import EXECUTORS

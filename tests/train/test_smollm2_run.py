@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from llmhalluc.extras.constant import CONFIGS
-from llmhalluc.hparams.backtrack_args import BacktrackArguments
-from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.sections import BacktrackArguments, ModelArguments
 from llmhalluc.models.loader import load
 from tests.real import real_data
 

@@ -12,7 +12,7 @@ from trl.trainer import base_trainer
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
 from llmhalluc.data.collator import DrawSampler
-from llmhalluc.hparams.model_args import ModelArguments
+from llmhalluc.hparams.sections import ModelArguments
 from llmhalluc.models.peft import add_adapter
 from llmhalluc.train import grpo, trl_patches
 from llmhalluc.train.dpo import DPOExecutor

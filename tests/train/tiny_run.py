@@ -4,7 +4,8 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from llmhalluc.hparams.parser import Config, build
+from llmhalluc.hparams.parser import build
+from llmhalluc.hparams.sections import Config
 
 TINY: dict[str, Any] = {
     "seed": 3,

@@ -11,8 +11,8 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from llmhalluc.backtrack import inject_error
-from llmhalluc.tasks.base import Runs
 from llmhalluc.tasks.math.solution import MARK, NUMBER
+from llmhalluc.tasks.token_errors import Runs
 
 if TYPE_CHECKING:
     from tokenizers import Encoding

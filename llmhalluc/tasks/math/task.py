@@ -5,12 +5,14 @@ from collections.abc import Callable, Hashable, Sequence
 from fractions import Fraction
 
 from llmhalluc.prompts import math
-from llmhalluc.tasks.base import CutOff, Record, Runs, Task, TokenErrors, Verdict, Written, ends_at
+from llmhalluc.tasks.base import CutOff, Record, Task, Verdict, Written
 from llmhalluc.tasks.math import process
 from llmhalluc.tasks.math.answers import Answer, final_answer, gold_reading
 from llmhalluc.tasks.math.equations import equations
 from llmhalluc.tasks.math.solution import NUMBER, clean_solution
 from llmhalluc.tasks.math.verify import Verifier
+from llmhalluc.tasks.steps import ends_at
+from llmhalluc.tasks.token_errors import Runs, TokenErrors
 
 # A line's end, with empty lines after it; or a sentence's, where white space follows.
 _STEP_END = re.compile(r"\n(?:[^\S\n]*\n)*|(?<=[.!?])(?=\s)|(?<=[.!?][\"')\]])(?=\s)")

@@ -5,7 +5,6 @@ trained on. A puzzle depends on the seed and its own number alone, not on how ma
 """
 
 import hashlib
-import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from random import Random
@@ -13,7 +12,8 @@ from random import Random
 import numpy as np
 
 from llmhalluc.extras.errors import UserError
-from llmhalluc.tasks.sudoku.text import cell_indices
+from llmhalluc.extras.run_folder import cores
+from llmhalluc.tasks.sudoku.text import cell_units
 
 _CHUNK = 4096  # masks that are tried at a time, 4×4
 _TRIES = 300  # rejected puzzles, on average for each one kept, after which there are too few
@@ -36,7 +36,7 @@ def sudoku_records(
         if count < _PARALLEL:
             pairs = [make(i) for i in range(count)]
         else:
-            with ProcessPoolExecutor(_cores()) as pool:
+            with ProcessPoolExecutor(cores()) as pool:
                 pairs = list(pool.map(make, range(count), chunksize=250))
     return [{"puzzle": puzzle, "solution": solution, "split": split} for puzzle, solution in pairs]
 
@@ -48,7 +48,7 @@ def grid_split(solution: str, percent: int) -> str:
 
 def solutions(puzzle: str, size: int, most: int = 2, rng: Random | None = None) -> list[str]:
     """Up to `most` solutions, the cell with the fewest candidates first; with `rng` in random order."""
-    board, free, units = [0] * size**2, [(1 << size) - 1] * (3 * size), cell_indices(size)
+    board, free, units = [0] * size**2, [(1 << size) - 1] * (3 * size), cell_units(size)
     for cell, digit in enumerate(puzzle):
         if digit != ".":
             bit = 1 << int(digit) - 1
@@ -59,10 +59,6 @@ def solutions(puzzle: str, size: int, most: int = 2, rng: Random | None = None) 
     found: list[str] = []
     _search(board, [i for i, bit in enumerate(board) if not bit], free, units, most, rng, found)
     return found
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _search(board, blanks, free, units, most, rng, found) -> None:

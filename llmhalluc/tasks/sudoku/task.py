@@ -8,12 +8,14 @@ from random import Random
 from typing import TYPE_CHECKING, Literal
 
 from llmhalluc.extras.option import option
-from llmhalluc.tasks.base import ERASE, Board, Cell, Move, Piece, Record, Task, Verdict, Written
+from llmhalluc.tasks.base import ERASE, Piece, Record, Task, Verdict, Written
 from llmhalluc.tasks.sudoku import text as sudoku
-from llmhalluc.tasks.sudoku.search import guess, search_trace
+from llmhalluc.tasks.sudoku.search import search_trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from llmhalluc.tasks.boards import Board, Move
 
 
 @dataclass
@@ -85,6 +87,8 @@ class Sudoku(Task):
     def wrong_moves(
         self, record: Record, standing: Sequence[str], rng: Random, instead_of: str | None = None
     ) -> list[str]:
+        from llmhalluc.tasks.sudoku.wrong import guess
+
         texts, puzzle = sudoku.move_texts(isqrt(len(record["puzzle"]))), _digits(record["puzzle"])
         rest = [cell for cell, digit in enumerate(puzzle) if not digit][len(standing) :]
         written = guess(puzzle, [int(move[-1]) for move in standing], rng, int(instead_of[-1]) if instead_of else 0)
@@ -167,19 +171,11 @@ class Sudoku(Task):
         made = {step.strip() for step in steps}
         return [move for move in self.moves(record) if move.strip() not in made]
 
-    def board(self, record: Record, moves: Sequence[Move]) -> Board:
+    def board(self, record: Record, moves: "Sequence[Move]") -> "Board":
         """Return the grid after the standing moves, with what is given, astray and in conflict marked."""
-        puzzle, solution = record["puzzle"], record["solution"]
-        size, grid = isqrt(len(puzzle)), puzzle
-        for move in moves:
-            if move.standing:
-                grid = sudoku.fill(grid, move.text) or grid
-        clashes, cells = sudoku.conflicts(grid), []
-        for i, digit in enumerate(grid):
-            marks = {"given": puzzle[i] != ".", "astray": digit not in (".", solution[i]), "clash": i in clashes}
-            text = "" if digit == "." else digit
-            cells.append(Cell(text, tuple(mark for mark, holds in marks.items() if holds)))
-        return Board([cells[start : start + size] for start in range(0, size * size, size)], sudoku.BOX[size])
+        from llmhalluc.tasks.sudoku.board import draw
+
+        return draw(record["puzzle"], record["solution"], [move.text for move in moves if move.standing])
 
 
 def _share_of_moves(text: str, record: Record, legal: bool) -> float:

@@ -5,7 +5,6 @@ A board is a string of size² characters row by row, `.` for an empty cell; colu
 
 from functools import cache
 from math import isqrt
-from operator import eq
 from typing import TYPE_CHECKING
 
 from llmhalluc.tasks.base import word_tokenizer
@@ -67,25 +66,21 @@ def conflicts(board: str) -> set[int]:
 @cache
 def peers(size: int) -> tuple[tuple[int, ...], ...]:
     """For each cell, the other cells of its row, column and box."""
-    units = [cell_units(size, cell) for cell in range(size * size)]
+    units = cell_units(size)
     return tuple(
-        tuple(j for j, other in enumerate(units) if j != i and any(map(eq, mine, other)))
-        for i, mine in enumerate(units)
+        tuple(j for j, other in enumerate(units) if j != i and set(mine) & set(other)) for i, mine in enumerate(units)
     )
 
 
-def cell_units(size: int, cell: int) -> tuple[int, int, int]:
-    """Row, column and box of a cell, each 0..size-1: `cell_units(6, 9)` is `(1, 3, 1)`."""
-    rows, columns = BOX[size]
-    row, column = divmod(cell, size)
-    return row, column, row // rows * rows + column // columns
-
-
 @cache
-def cell_indices(size: int) -> tuple[tuple[int, int, int], ...]:
+def cell_units(size: int) -> tuple[tuple[int, int, int], ...]:
     """Row, column and box of each cell as indices into one list of 3 × size."""
-    places = (cell_units(size, cell) for cell in range(size * size))
-    return tuple((row, size + column, 2 * size + box) for row, column, box in places)
+    rows, columns = BOX[size]
+    units = []
+    for cell in range(size * size):
+        row, column = divmod(cell, size)
+        units.append((row, size + column, 2 * size + row // rows * rows + column // columns))
+    return tuple(units)
 
 
 def build_tokenizer(size: int) -> "PreTrainedTokenizerBase":
