@@ -1,20 +1,20 @@
 """One loaded model and its tasks: decode some documents in some way, and what came of it."""
 
 from dataclasses import dataclass, field, replace
-from math import sqrt
 from typing import Any
 
 from llmhalluc.benchmark.config import Benchmark
-from llmhalluc.eval.metrics import Z95, Counts, accuracy, trace_metrics
+from llmhalluc.eval.metrics import Counts, trace_metrics
 from llmhalluc.eval.model import BacktrackLM
 from llmhalluc.eval.runner import check_chat_template, leaves, records, run_harness
+from llmhalluc.eval.stats import accuracy, paired
 from llmhalluc.eval.tasks import load_tasks
 from llmhalluc.eval.variants import Variant
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.sections import DataArguments
 from llmhalluc.hparams.task_args import test_options
 
-COSTS = ("erasures_per_sample", "samples_with_erasure", "emitted_per_sample", "emitted_per_kept")
+COSTS = ("erasures_per_sample", "samples_with_erasure", "emitted_per_sample", "emitted_per_kept", "cut_off")
 Documents = dict[str, list[int]]  # task -> numbers of its documents, ascending
 
 
@@ -34,7 +34,8 @@ class Outcome:
         by_task: dict[str, list[int]] = {}
         for answer in self.answers:
             by_task.setdefault(answer["task"], []).append(answer["correct"])
-        costs = trace_metrics([Counts(one["emitted"], one["kept"], one["erasures"]) for one in self.answers])
+        counts = [Counts(one["emitted"], one["kept"], one["erasures"], cut=one["cut"]) for one in self.answers]
+        costs = trace_metrics(counts)
         forward_passes = sum(answer["forward_passes"] for answer in self.answers)
         summary: dict[str, Any] = {"n": n} | accuracy([answer["correct"] for answer in self.answers])
         summary["accuracy_by_task"] = {task: sum(scores) / len(scores) for task, scores in by_task.items()}
@@ -100,23 +101,17 @@ class Session:
 
 
 def paired_difference(ours: list[int], theirs: list[int]) -> dict[str, Any]:
-    """Difference of two accuracies on the same documents with its 95% interval, and the documents that made it.
-
-    The adjusted Wald interval for paired proportions (Bonett & Price 2012, J. Educ. Behav. Stat. 37): unlike a
-    bootstrap's, it does not shrink to nothing where few documents all agree.
-    """
-    n = len(ours)
+    """Difference of two accuracies on the same documents (`stats.paired`), and the documents that made it."""
     gained = sum(a > b for a, b in zip(ours, theirs, strict=True))
     lost = sum(a < b for a, b in zip(ours, theirs, strict=True))
-    up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
-    spread = Z95 * sqrt((up + down - (up - down) ** 2) / (n + 2))
+    found = paired(gained, lost, len(ours))
     return {
-        "difference": (gained - lost) / n,
-        "difference_low": max(up - down - spread, -1.0),
-        "difference_high": min(up - down + spread, 1.0),
+        "difference": found.mean,
+        "difference_low": found.low,
+        "difference_high": found.high,
         "gained": gained,
         "lost": lost,
-        "n": n,
+        "n": len(ours),
     }
 
 

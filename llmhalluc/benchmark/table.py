@@ -9,7 +9,7 @@ from llmhalluc.report.tables import aligned, verdict
 
 COLUMNS = {
     "n": "n", "accuracy": "accuracy", "accuracy_low": "low", "accuracy_high": "high",
-    "erasures_per_sample": "erasures", "emitted_per_kept": "emitted/kept",
+    "erasures_per_sample": "erasures", "emitted_per_kept": "emitted/kept", "cut_off": "cut off",
     "forward_passes_per_sample": "forwards", "seconds": "seconds",
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What evaluation measures: accuracy with its interval, erasures against the gold, cost, overlap of texts.
+"""What evaluation measures: erasures against the gold, cost, overlap of texts.
 
 Everything here is a pure function. Counts of tokens, erasures and cost read the trace; the rest reads text.
 """
@@ -6,13 +6,9 @@ Everything here is a pure function. Counts of tokens, erasures and cost read the
 from collections import deque
 from collections.abc import Sequence
 from functools import cache
-from math import sqrt
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 from llmhalluc.backtrack import erasures
-
-Z95 = NormalDist().inv_cdf(0.975)
 
 
 class Counts(NamedTuple):
@@ -89,24 +85,6 @@ def trace_metrics(traces: Sequence[Counts]) -> dict[str, float | None]:
         "cut_off": sum(trace.cut for trace in traces) / len(traces),
         "backtrack_precision": _share(wrong_erased, sum(trace.erasures for trace in judged)),
         "backtrack_recall": _share(wrong_erased, wrong),
-    }
-
-
-def accuracy(correct: Sequence[float]) -> dict[str, float | None]:
-    """Share of 1s among 0/1 scores, its standard error, and Wilson's 95% interval; all None without scores.
-
-    The interval is E. B. Wilson's (J. Am. Stat. Assoc. 22, 1927): it stays within 0..1 and holds at 0 and 1.
-    """
-    n = len(correct)
-    if not n:
-        return dict.fromkeys(("accuracy", "accuracy_stderr", "accuracy_low", "accuracy_high"))
-    p = sum(correct) / n
-    center, spread = p + Z95**2 / (2 * n), Z95 * sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n))
-    return {
-        "accuracy": p,
-        "accuracy_stderr": sqrt(p * (1 - p) / (n - 1)) if n > 1 else None,
-        "accuracy_low": (center - spread) / (1 + Z95**2 / n) if p > 0 else 0.0,
-        "accuracy_high": (center + spread) / (1 + Z95**2 / n) if p < 1 else 1.0,
     }
 
 

@@ -103,7 +103,8 @@ def metrics_of_traces(lm: Any, loaded: dict[str, Any], samples: dict[str, list])
 
 def _collect(lm: "BacktrackLM", tasks: list, found: dict, folder: Path, variant: str) -> dict[str, dict[str, Any]]:
     """One variant's metrics by task and group; the samples of each task go to their file."""
-    from llmhalluc.eval.metrics import accuracy, trace_metrics
+    from llmhalluc.eval.metrics import trace_metrics
+    from llmhalluc.eval.stats import accuracy
 
     by_name = {task.task_name: task for task in leaves(tasks)}
     results = {}

@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llmhalluc.exp.results import label
+from llmhalluc.exp.table import label
 from llmhalluc.report.pictures import INK, PALETTE, STYLE, inline_svg, label_log_scale
 
 # What is drawn of a stage's training: the value in train.json, the label and the scale of its axis.

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from llmhalluc.exp import results as tables
 from llmhalluc.exp import samples
+from llmhalluc.exp import table as tables
 from llmhalluc.exp.grid import Cell
 from llmhalluc.extras.keys import flat
 from llmhalluc.hparams.sections import ExpArguments
 from llmhalluc.report import page
 from llmhalluc.report.boards import stepper
-from llmhalluc.report.tables import Column, Field, Row, Table, plain, span, verdict
+from llmhalluc.report.tables import VERDICTS, Column, Field, Row, Table, plain, span
 from llmhalluc.report.traces import problem
 from llmhalluc.tasks import board_of
 
@@ -68,9 +68,10 @@ def _headline(rows: list[dict], group: tuple[str, str]) -> dict[str, Any]:
     mine = [row for row in rows if (row["task"], row["variant"]) == group]
     others = [row for row in mine if row["difference"] is not None]
     best = max(others or mine, key=lambda row: row["difference" if others else "accuracy"])
-    said = verdict(best["difference_low"], best["difference_high"]) if others else None
+    said = VERDICTS[best["verdict"]] if others else None
+    model = "this model of " if others and best["paired_seeds"] == 1 else ""
     arm = tables.label(best["arm"], best["point"])
-    return {"place": ", ".join(group), "arm": arm, "row": best, "of": len(others), "verdict": said}
+    return {"place": ", ".join(group), "arm": model + arm, "row": best, "of": len(others), "verdict": said}
 
 
 def _asked(exp: ExpArguments, done: list[Cell], config: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From the cells' folders to rows with intervals: results.json, results.csv and the printed table.
+"""From the cells' folders to rows with intervals: results.json and results.csv.
 
 A row of level `cell` is one trained model under one decoding variant on one task; a row of level `arm` pools
 the seeds of an arm at a point of the grid. A difference is taken against the baseline arm at the same point,
@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmhalluc.exp import stats
-from llmhalluc.exp.grid import Cell, cell_name
+from llmhalluc.eval import stats
+from llmhalluc.exp.grid import Cell
 from llmhalluc.extras.run_folder import write_json
 from llmhalluc.hparams.sections import ExpArguments
-from llmhalluc.report.tables import aligned
 
 METRICS = (
     "erasures_per_sample",
@@ -27,11 +26,10 @@ METRICS = (
     "emitted_per_kept",
     "backtrack_precision",
     "backtrack_recall",
+    "cut_off",
 )
 TRAINING = ("tokens", "steps", "seconds")
 CHAIN = ("chain_tokens", "chain_seconds")  # of a cell and all cells that it builds on
-AGAINST = "points against"  # headings of columns that not every table has
-TOKENS, WITH_STARTS, SECONDS = ("training", "tokens"), ("with its", "starts"), ("seconds", "of these")
 Row = dict[str, Any]
 
 
@@ -86,8 +84,12 @@ def baseline_of(cells: list[Cell], exp: ExpArguments) -> Callable[[Cell], tuple[
     return lambda cell: (cells[0].arm, point(cells[0]))
 
 
-def rows(made: list[Sheet], baseline: Callable[[Cell], tuple[str, dict]], resamples: int) -> list[Row]:
-    """Rows of the level `arm`, then of the level `cell`, both in the order of the sheets."""
+def rows(made: list[Sheet], baseline: Callable[[Cell], tuple[str, dict]]) -> list[Row]:
+    """Rows of the level `arm`, then of the level `cell`, both in the order of the sheets.
+
+    `verdict` of a row of an arm is better or worse where its difference is one after Holm's correction for all arms
+    under its variant on its task.
+    """
     by_arm: dict[str, list[Sheet]] = {}
     by_cell: dict[str, list[Sheet]] = {}
     for sheet in made:
@@ -99,7 +101,14 @@ def rows(made: list[Sheet], baseline: Callable[[Cell], tuple[str, dict]], resamp
             first, place = group[0], baseline(group[0].cell)
             others = by_arm.get(_key(first, place), [])
             same = place == (first.cell.arm, point(first.cell))
-            found.append(_row(level, group, [] if same else others, resamples))
+            found.append(_row(level, group, [] if same else others))
+    compared: dict[str, list[Row]] = {}
+    for row in found:
+        if row["level"] == "arm" and row["difference"] is not None:
+            compared.setdefault(json.dumps([row["variant"], row["task"]]), []).append(row)
+    for group in compared.values():
+        for row, apart in zip(group, stats.holm([row["difference_p"] for row in group]), strict=True):
+            row["verdict"] = ("better" if row["difference"] > 0 else "worse") if apart else None
     return found
 
 
@@ -127,117 +136,18 @@ def point(cell: Cell) -> dict[str, Any]:
     return {key: value for key, value in cell.point.items() if key != "seed"}
 
 
-def label(arm: str, where: dict[str, Any]) -> str:
-    """An arm and its point of the grid, seed left out, in words: `block context=soft`."""
-    return cell_name(arm, {key: value for key, value in where.items() if key != "seed"}).replace("__", " ")
-
-
-def in_order(results: dict[str, Any], level: str) -> list[Row]:
-    """The rows of a level, those of one task and variant together."""
-    found = [row for row in results["rows"] if row["level"] == level]
-    groups = list(dict.fromkeys((row["task"], row["variant"]) for row in found))
-    return sorted(found, key=lambda row: groups.index((row["task"], row["variant"])))
-
-
-def columns(found: list[Row], baseline: str) -> dict[tuple[str, str], list[str]]:
-    """The table's columns: a heading in two lines, then a text a row; empty columns are left out."""
-    texts, left_out = [_texts(row, baseline) for row in found], set()
-    if len({row["task"] for row in found}) == 1:
-        left_out.add(("", "task"))
-    if not has_chains(found):
-        left_out |= {WITH_STARTS, SECONDS}
-        if trained_on(found):
-            left_out.add(TOKENS)
-    made = {heading: [text[heading] for text in texts] for heading in texts[0] if heading not in left_out}
-    return {heading: column for heading, column in made.items() if any(column)}
-
-
-def _texts(row: Row, baseline: str) -> dict[tuple[str, str], str]:
-    """A row's text under every heading."""
-    return {
-        ("", "arm"): label(row["arm"], row["point"]),
-        ("", "task"): row["task"],
-        ("", "variant"): row["variant"],
-        ("", "accuracy, %"): _percent(row, "accuracy"),
-        (AGAINST, baseline): _percent(row, "difference", "+"),
-        ("erasures", "a sample"): _number(row["erasures_per_sample"], "{:.2f}"),
-        ("% with an", "erasure"): _number(row["samples_with_erasure"], "{:.1%}").removesuffix("%"),
-        ("emitted", "per kept"): _number(row["emitted_per_kept"], "{:.2f}"),
-        ("BACKTRACK", "precision"): _number(row["backtrack_precision"], "{:.2f}"),
-        ("", "recall"): _number(row["backtrack_recall"], "{:.2f}"),
-        TOKENS: _millions(row["train_tokens"]),
-        WITH_STARTS: _millions(_all_tokens(row)),
-        SECONDS: _number(row.get("chain_seconds"), "{:.0f}"),
-    }
-
-
-def table(results: dict[str, Any], level: str = "arm") -> str:
-    """The rows of a level as aligned plain text under what was measured."""
-    made = columns(in_order(results, level), results["baseline"])
-    texts = [(*heading, *column) for heading, column in made.items()]
-    lines = aligned(list(zip(*texts, strict=True)), left=3)
-    lines.insert(2, "─" * len(lines[0]))
-    return "\n".join([results["name"], *notes(results), "", *(line.rstrip() for line in lines)])
-
-
-def notes(results: dict[str, Any]) -> list[str]:
-    """What a reader of the table must know: how many seeds and problems, and what the intervals are."""
-    found = [row for row in results["rows"] if row["level"] == "arm"]
-    tasks = {row["task"]: row["problems"] for row in found}
-    seeds, compared = sorted({row["seeds"] for row in found}), any(row["paired_seeds"] for row in found)
-    count = " or ".join(map(str, seeds))
-    lines = [
-        f"{count} seed{'s' if seeds != [1] else ''}, "
-        + ", ".join(f"{problems} problems of {task}" for task, problems in tasks.items())
-        + "; 95% intervals by a bootstrap over seeds and problems"
-        + (f"; differences against {results['baseline']} are paired." if compared else ".")
-    ]
-    if trained_on(found):
-        starts = ", those of the arms it starts from counted" if has_chains(found) else ""
-        lines.append(f"Every arm was trained on {trained_on(found)} tokens{starts}, to within 1%.")
-    elif has_chains(found):
-        lines.append(
-            "Arms differ in training tokens: an arm's own, and with those of the arms it starts from. GRPO counts what "
-            "its rollouts read and write; what run_selfgen generates between two trainings is not counted."
-        )
-    if 1 in seeds:
-        lines.append("An interval from one seed does not tell how another seed would come out.")
-    if results["failed"]:
-        lines.append(f"Without the cells that failed: {', '.join(results['failed'])}.")
-    return lines
-
-
-def trained_on(found: list[Row]) -> str | None:
-    """The number of training tokens of the whole chain, where that of all rows is the same to within 1%."""
-    numbers = sorted(found, key=_all_tokens)
-    return _millions(_all_tokens(numbers[0])) if _all_tokens(numbers[-1]) <= 1.01 * _all_tokens(numbers[0]) else None
-
-
-def has_chains(found: list[Row]) -> bool:
-    """Whether any arm starts from another."""
-    return any(_all_tokens(row) != row["train_tokens"] for row in found)
-
-
-def _all_tokens(row: Row) -> float:
-    return row.get("chain_tokens", row["train_tokens"])  # tables from before there were chains have none
-
-
-def _millions(number: float) -> str:
-    return f"{number / 1e6:.3g}M"
-
-
-def _row(level: str, group: list[Sheet], others: list[Sheet], resamples: int) -> Row:
+def _row(level: str, group: list[Sheet], others: list[Sheet]) -> Row:
     """A group of sheets as one row, compared with the sheets of the baseline."""
     first, problems = group[0], _shared(group)
-    accuracy = stats.interval([_values(sheet.correct, problems) for sheet in group], resamples)
-    emitted = stats.interval([_values(sheet.emitted, problems) for sheet in group], resamples)
+    accuracy = stats.mean([_values(sheet.correct, problems) for sheet in group])
+    emitted = stats.mean([_values(sheet.emitted, problems) for sheet in group])
     by_seed = {_seed(other): other for other in others}
     ours = [sheet for sheet in group if _seed(sheet) in by_seed]
     theirs = [by_seed[_seed(sheet)] for sheet in ours]
     paired, gain = _shared([*ours, *theirs]), None
     if paired:
         correct = [_values(sheet.correct, paired) for sheet in [*ours, *theirs]]
-        gain = stats.difference(correct[: len(ours)], correct[len(ours) :], resamples)
+        gain = stats.difference(correct[: len(ours)], correct[len(ours) :])
     metrics, training = [sheet.metrics for sheet in group], [sheet.training for sheet in group]
     return {
         "level": level,
@@ -250,6 +160,8 @@ def _row(level: str, group: list[Sheet], others: list[Sheet], resamples: int) ->
         "problems": len(problems),
         **_spread("accuracy", accuracy),
         **_spread("difference", gain),
+        "difference_p": gain.p if gain else None,
+        "verdict": None,
         "paired_seeds": len(ours) if paired else None,
         "paired_problems": len(paired) or None,
         **_spread("emitted_per_sample", emitted),
@@ -279,8 +191,8 @@ def _seed(sheet: Sheet) -> Any:
     return sheet.cell.point.get("seed")
 
 
-def _spread(name: str, interval: stats.Interval | None) -> dict[str, float | None]:
-    return dict(zip((name, f"{name}_low", f"{name}_high"), interval or (None, None, None), strict=True))
+def _spread(name: str, found: stats.Estimate | None) -> dict[str, float | None]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), found[:3] if found else (None, None, None), strict=True))
 
 
 def _means(records: list[dict[str, float | None]], names: Iterable[str]) -> dict[str, float | None]:
@@ -290,12 +202,3 @@ def _means(records: list[dict[str, float | None]], names: Iterable[str]) -> dict
         numbers = [record[name] for record in records if record.get(name) is not None]
         made[name] = sum(numbers) / len(numbers) if numbers else None
     return made
-
-
-def _percent(row: Row, name: str, sign: str = "") -> str:
-    mean, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
-    return f"{100 * mean:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]" if mean is not None else ""
-
-
-def _number(value: float | None, form: str) -> str:
-    return form.format(value) if value is not None else ""

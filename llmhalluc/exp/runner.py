@@ -23,6 +23,7 @@ from llmhalluc.exp import results as tables
 from llmhalluc.exp.commands import Command, commands, finished, trained, write_configs
 from llmhalluc.exp.experiment import read_experiment
 from llmhalluc.exp.grid import Cell, cells
+from llmhalluc.exp.table import label, table
 from llmhalluc.extras.constant import REPOSITORY
 from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.run_folder import cores, environment, open_run
@@ -30,7 +31,7 @@ from llmhalluc.hparams import parser
 from llmhalluc.hparams.sections import ExpArguments
 
 # Keys of exp that may change between two runs on one folder: cells can be added, and the tables drawn anew.
-MAY_CHANGE = ("arms", "grid", "baseline", "name", "bootstrap", "samples_in_report")
+MAY_CHANGE = ("arms", "grid", "baseline", "name", "samples_in_report")
 LOG_LINES = 15  # of a failed cell's log, shown
 STATUS_SECONDS = 60  # between status lines where there is no terminal
 
@@ -74,9 +75,9 @@ def _results(
     sheets = [sheet for cell in todo if cell.name not in failed for sheet in tables.sheets(cell, folders[cell.name])]
     return {
         "name": exp.name,
-        "baseline": tables.label(*baseline(todo[0])),
+        "baseline": label(*baseline(todo[0])),
         "failed": failed,
-        "rows": tables.rows(sheets, baseline, exp.bootstrap),
+        "rows": tables.rows(sheets, baseline),
         "config": raw,
         "environment": environment(),
     }
@@ -90,9 +91,9 @@ def _write(
     from llmhalluc.exp import pictures, report  # matplotlib takes a second
 
     tables.write(results, folder)
-    print(f"\n{tables.table(results)}\n")
+    print(f"\n{table(results)}\n")
     if reference:
-        print(f"For comparison, {exp.reference}:\n{tables.table(reference)}\n")
+        print(f"For comparison, {exp.reference}:\n{table(reference)}\n")
     stages = {cell.name: cell.stage for cell in done}
     drawn = pictures.draw(results, {name: folders[name] for name in stages}, stages, folder)
     report.write(results, done, folders, drawn, exp, reference, folder)

@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-from llmhalluc.exp import results as tables
+from llmhalluc.exp import results
 from llmhalluc.exp.grid import Cell
+from llmhalluc.exp.table import label
 from llmhalluc.report.traces import Decode, Shown
 from llmhalluc.train.base import final_model
 
@@ -21,21 +22,21 @@ def choose(
     """
     cells: dict[str, Cell] = {}
     for cell in done:
-        cells.setdefault(tables.label(cell.arm, cell.point), cell)
+        cells.setdefault(label(cell.arm, cell.point), cell)
     decoders = {arm: load_decoder(folders[cell.name]) for arm, cell in cells.items()}
     chosen = {}
     for task, variant in groups:
         erasures: dict[str, int] = {}
         for cell in cells.values():
-            for sample in tables.read_samples(folders[cell.name], variant, task):
-                key = tables.identity(sample)
+            for sample in results.read_samples(folders[cell.name], variant, task):
+                key = results.identity(sample)
                 erasures[key] = erasures.get(key, 0) + sample["erasures"]
         erasing = [key for key, times in erasures.items() if times][:count]
         keys = list(dict.fromkeys([*list(erasures)[: (count + 1) // 2], *erasing, *erasures]))[:count]
         problems: dict[str, Arms] = {key: {} for key in keys}
         for arm, cell in cells.items():
-            for sample in tables.read_samples(folders[cell.name], variant, task):
-                if (key := tables.identity(sample)) in problems:
+            for sample in results.read_samples(folders[cell.name], variant, task):
+                if (key := results.identity(sample)) in problems:
                     problems[key][arm] = Shown(sample, *decoders[arm])
         chosen[task, variant] = problems
     return chosen

@@ -233,7 +233,6 @@ class ExpArguments(Section):
     python: str | None = option(None, "interpreter of the evaluation environment; none: this one")
     overwrite: bool = option(False, "forget finished cells")
     reference: str | None = option(None, "committed results.json whose table is printed beside this run's")
-    bootstrap: int = option(2000, "bootstrap resamples for the 95% intervals", bounds="[1, inf)")
     samples_in_report: int = option(6, "traces an arm shows in report.html", bounds="[0, inf)")
 
 

@@ -54,13 +54,17 @@ def span(interval: tuple[float, float, float] | None, low: float, high: float) -
     return Span(_place(0.0, low, high), start, round(end - start, 1), value if interval else None)
 
 
+# What a difference says (better, worse, or neither), as a tone and as a verb.
+VERDICTS = {
+    "better": ("up", "is better than"),
+    "worse": ("down", "is worse than"),
+    None: ("", "is not clearly apart from"),
+}
+
+
 def verdict(low: float, high: float) -> tuple[str, str]:
-    """What the interval of a difference says, as a tone (up, down or none) and as a verb."""
-    if low > 0:
-        return "up", "is better than"
-    if high < 0:
-        return "down", "is worse than"
-    return "", "is not clearly apart from"
+    """What the interval of the one difference that is shown says, as a tone and as a verb."""
+    return VERDICTS["better" if low > 0 else "worse" if high < 0 else None]
 
 
 def plain(value: Any) -> str:

@@ -135,11 +135,30 @@ class DPORun(ResumableTrainer, ReadyPairs, DPOTrainer):
             models.append(self.accelerator.unwrap_model(self.ref_model))
         for model in models:
             score_through_model(model, weights=weights)
+        self.base_weights = self.loss_weights
+        # Pairs and chosen labels of an average micro-batch, of all that one step accumulates in all processes.
+        self.average = torch.ones(2, device=self.args.device)
         # Of this process, since the last log: tokens of both traces, pairs.
         self.counts = torch.zeros(2, dtype=torch.int64, device=self.args.device)
 
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Trainer's, and what a step's micro-batches hold, so that a loss does not depend on how a batch is split."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            sizes = torch.stack([_sizes(batch) for batch in batches]).sum(0).to(device)
+            self.average = self.accelerator.reduce(sizes, reduction="mean") / len(batches)
+        return batches, items
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """TRL's. Raises UserError when the loss of a training batch is not finite."""
+        """TRL's, a mean over the pairs, and the sft term over the chosen labels, of all that a step accumulates.
+
+        Raises UserError when the loss of a training batch is not finite.
+        """
+        self.loss_weights = self.base_weights
+        if self.model.training:
+            of_pairs, of_labels = (_sizes(inputs).to(self.average.device) / self.average).tolist()
+            shares = [of_labels if kind == "sft" else of_pairs for kind in self.loss_types]
+            self.loss_weights = [weight * share for weight, share in zip(self.base_weights, shares, strict=True)]
         # accelerate put autocast around the forward that score_through_model replaced in the reference.
         with self.accelerator.autocast():
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -168,6 +187,12 @@ class DPORun(ResumableTrainer, ReadyPairs, DPOTrainer):
         super().restore(progress)
         self.counts += self.counts.new_tensor(progress["counts"])
         unlogged_metrics(self).update(progress["metrics"])
+
+
+def _sizes(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Pairs of a batch and labels of its chosen traces, (2,) float32."""
+    chosen, _ = batch["completion_mask"].chunk(2)
+    return torch.stack([chosen.new_tensor(len(chosen)), chosen[:, 1:].sum()]).float()
 
 
 def decision_weights(

@@ -116,7 +116,15 @@ def test_parts_hold_every_document_once_in_order(a, b, count):
 
 def test_an_outcome_pools_the_documents_of_all_tasks():
     def answer(task, correct):
-        return {"task": task, "correct": correct, "emitted": 6, "kept": 4, "erasures": 2, "forward_passes": 7}
+        return {
+            "task": task,
+            "correct": correct,
+            "emitted": 6,
+            "kept": 4,
+            "erasures": 2,
+            "cut": False,
+            "forward_passes": 7,
+        }
 
     both = Outcome([answer("a", 1)], 1.0) + Outcome([answer("b", 0), answer("b", 1), answer("b", 1)], 2.0)
     found = both.summary()

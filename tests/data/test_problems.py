@@ -72,7 +72,7 @@ def test_converters_without_a_checkable_answer_are_refused(tmp_path):
 
 
 def test_an_answer_without_a_number_is_refused(tmp_path):
-    with pytest.raises(UserError, match="an answer without a number"):
+    with pytest.raises(UserError, match="an answer that is neither a number nor a formula"):
         load_problems(math_data(tmp_path, "I do not know."), tiny_tokenizer())
 
 

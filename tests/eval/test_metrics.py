@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmhalluc.eval.metrics import Counts, accuracy, count, text_overlap, trace_metrics
+from llmhalluc.eval.metrics import Counts, count, text_overlap, trace_metrics
+from llmhalluc.eval.stats import accuracy
 
 BT = 9
 traces = st.lists(st.sampled_from([1, 2, 3, BT]), max_size=14)

@@ -12,7 +12,7 @@ from llmhalluc.hparams.yaml_files import load_raw
 
 SIZES = {
     "data.task.count": 600, "train.logging_steps": 1, "selfgen.samples": 2, "eval.task_options.sudoku.count": 20,
-    "exp.parallel": 2, "exp.bootstrap": 50, "exp.samples_in_report": 1, "exp.grid.seed": [1],
+    "exp.parallel": 2, "exp.samples_in_report": 1, "exp.grid.seed": [1],
     "train.max_tokens": 40_000,
 }  # fmt: skip
 ARMS = {

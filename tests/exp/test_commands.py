@@ -83,7 +83,7 @@ def experiment(folder, faults=None, **exp):
         "data": {"converter": "sudoku", "max_samples": 7, "eval_split": "test"},
         "train": {"packing": True},
         "eval": {"tasks": ["sudoku"]},
-        "exp": {"arms": arms, "output_dir": str(folder), "bootstrap": 50, "samples_in_report": 1} | exp,
+        "exp": {"arms": arms, "output_dir": str(folder), "samples_in_report": 1} | exp,
     }
 
 

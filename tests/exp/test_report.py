@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from llmhalluc.exp import pictures, report, results
+from llmhalluc.exp import pictures, report, results, table
 from llmhalluc.exp.experiment import read_experiment
 from llmhalluc.exp.grid import cells
 from llmhalluc.exp.samples import load_decoder
@@ -30,7 +30,7 @@ def tokenizer():
 
 
 def write(folder, tokenizer, arms, evaluate, **exp):
-    raw = {"exp": {"arms": arms, "output_dir": str(folder), "bootstrap": 100} | exp, "model": MODEL}
+    raw = {"exp": {"arms": arms, "output_dir": str(folder)} | exp, "model": MODEL}
     experiment = read_experiment(raw)
     todo, settings = cells(experiment), experiment.exp
     folders = {cell.name: folder / cell.name for cell in todo}
@@ -40,7 +40,7 @@ def write(folder, tokenizer, arms, evaluate, **exp):
     baseline = results.baseline_of(todo, settings)
     made = [sheet for cell in todo for sheet in results.sheets(cell, folders[cell.name])]
     told = {
-        "name": settings.name, "baseline": results.label(*baseline(todo[0])), "failed": [], "config": raw,
+        "name": settings.name, "baseline": table.label(*baseline(todo[0])), "failed": [], "config": raw,
         "rows": results.rows(made, baseline, 100), "environment": {"commit": None, "time": "2026-01-01T00:00:00+00:00"},
     }  # fmt: skip
     report.write(

@@ -1,7 +1,7 @@
-import numpy as np
 import pytest
 
-from llmhalluc.exp import results, stats
+from llmhalluc.eval import stats
+from llmhalluc.exp import results, table
 from llmhalluc.exp.grid import Cell
 from llmhalluc.hparams.sections import ExpArguments
 
@@ -17,7 +17,7 @@ def sheet(arm, correct, variant="greedy", task="sudoku", doc="p", precision=None
 
 def rows(*sheets, **exp):
     baseline = results.baseline_of([sheet.cell for sheet in sheets], ExpArguments(**exp))
-    return results.rows(list(sheets), baseline, 500)
+    return results.rows(list(sheets), baseline)
 
 
 def test_an_arm_pools_its_seeds_and_is_paired_with_the_baseline():
@@ -29,9 +29,9 @@ def test_an_arm_pools_its_seeds_and_is_paired_with_the_baseline():
     arm = made[1]
     assert (arm["level"], arm["arm"], arm["seeds"], arm["problems"], arm["point"]) == ("arm", "bt", 2, 4, {})
     low, high = arm["accuracy_low"], arm["accuracy_high"]
-    assert (arm["accuracy"], low, high) == stats.interval(other, 500)
-    expected = stats.interval(np.subtract(other, clean), 500)
-    assert (arm["difference"], arm["difference_low"], arm["difference_high"]) == expected
+    assert (arm["accuracy"], low, high) == stats.mean(other)[:3]
+    expected = stats.difference(other, clean)
+    assert (arm["difference"], arm["difference_low"], arm["difference_high"], arm["difference_p"]) == expected
     assert (arm["paired_seeds"], arm["paired_problems"]) == (2, 4)
     assert made[0]["difference"] is None and made[0]["paired_seeds"] is None
     cell = made[5]
@@ -69,6 +69,15 @@ def test_one_arm_is_compared_with_its_first_point():
     assert [row["difference"] for row in made[:2]] == [None, 0.5]
 
 
+def test_law12_better_is_said_after_holm_for_all_arms():
+    right = [1] * 12 + [0] * 8
+    one = rows(sheet("a", [0] * 20), sheet("b", [1] * 6 + [0] * 14))
+    assert 0.01 < one[1]["difference_p"] < 0.05 and one[1]["verdict"] == "better"
+    many = rows(sheet("a", [0] * 20), *(sheet(name, [1] * 6 + [0] * 14) for name in "bcdef"), sheet("g", right))
+    assert [row["verdict"] for row in many[:7]] == [None] * 6 + ["better"]
+    assert rows(sheet("a", right), sheet("b", [0] * 20))[1]["verdict"] == "worse"
+
+
 def test_means_leave_out_what_a_seed_cannot_tell():
     made = rows(sheet("a", [1], seed=1, precision=0.5), sheet("a", [1], seed=2), sheet("b", [1], seed=1))
     assert [row["backtrack_precision"] for row in made[:2]] == [0.5, None]
@@ -80,30 +89,29 @@ def shown(*sheets, failed=()):
 
 
 def test_the_table_is_aligned_and_says_what_it_shows():
-    text = results.table(shown(sheet("clean", [0, 1], precision=0.5), sheet("bt", [1, 1]), failed=["x"]))
+    text = table.table(shown(sheet("clean", [0, 1], precision=0.5), sheet("bt", [1, 1]), failed=["x"]))
     lines = text.split("\n")
     assert lines[:5] == [
         "title",
-        "1 seed, 2 problems of sudoku; 95% intervals by a bootstrap over seeds and problems; differences against clean "
-        "are paired.",
+        "1 seed, 2 problems of sudoku; 95% intervals (docs/statistics.md); differences against clean are paired.",
         "Every arm was trained on 2.1M tokens, to within 1%.",
-        "An interval from one seed does not tell how another seed would come out.",
+        "With one seed a row is about that one trained model, not about how another seed would come out.",
         "Without the cells that failed: x.",
     ]
     head, ruler, first, second = lines[-4:]
     assert set(ruler) == {"─"} and len(first) <= len(ruler)
     assert head.index("clean") < len(head) and first.startswith("clean  greedy") and second.startswith("bt     greedy")
-    assert "100.0 [100.0, 100.0]  +50.0 [+0.0, +100.0]" in second and first.split()[-1] == "0.50"
+    assert "100.0 [34.2, 100.0]  +50.0 [-56.3, +100.0]" in second and first.split()[-1] == "0.50"
 
 
 def test_rows_of_a_variant_stand_together():
     results_ = shown(sheet("a", [0]), sheet("a", [0], "sampled"), sheet("b", [0]), sheet("b", [0], "sampled"))
-    assert [row["variant"] for row in results.in_order(results_, "arm")] == ["greedy"] * 2 + ["sampled"] * 2
+    assert [row["variant"] for row in table.in_order(results_, "arm")] == ["greedy"] * 2 + ["sampled"] * 2
 
 
 def test_unequal_budgets_get_a_column():
     less = sheet("b", [1])._replace(training=TRAINING | {"tokens": 1_000_000, "chain_tokens": 1_000_000})
-    text = results.table(shown(sheet("a", [1]), less))
+    text = table.table(shown(sheet("a", [1]), less))
     assert "training" in text and "1M" in text and "Every arm was trained" not in text
 
 

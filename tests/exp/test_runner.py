@@ -53,7 +53,7 @@ def experiment(folder, faults=None, **exp):
         "model": {"from_config": {"model_type": "llama"}, "tokenizer": "sudoku4"},
         "data": {"max_samples": 1},
         "eval": {"tasks": ["sudoku"]},
-        "exp": {"arms": arms, "output_dir": str(folder), "bootstrap": 200, "samples_in_report": 2} | exp,
+        "exp": {"arms": arms, "output_dir": str(folder), "samples_in_report": 2} | exp,
     }
 
 

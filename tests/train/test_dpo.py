@@ -233,6 +233,19 @@ def test_training_lowers_the_loss_and_raises_the_accuracy_of_the_rewards(tmp_pat
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("loss", [["sigmoid", "sft"], ["sft"], ["sigmoid"]])
+def test_trap24_the_loss_does_not_depend_on_how_a_batch_is_split(tmp_path, loss):
+    found = []
+    for size, steps in ((8, 1), (4, 2), (1, 8)):
+        executor = prepared(
+            tmp_path / str(size), train__loss_type=loss, train__max_steps=2, train__logging_steps=1,
+            train__per_device_train_batch_size=size, train__gradient_accumulation_steps=steps, data__task={"count": 32},
+        )  # fmt: skip
+        executor.trainer.train()
+        found.append([entry["loss"] for entry in executor.trainer.state.log_history if "loss" in entry])
+    assert found[1] == pytest.approx(found[0], abs=2e-6) and found[2] == pytest.approx(found[0], abs=2e-6)
+
+
 def test_tokens_and_pairs_are_counted_exactly_over_every_draw_once(tmp_path):
     executor = prepared(tmp_path, train__gradient_accumulation_steps=2, train__logging_steps=3)
     executor.fit()

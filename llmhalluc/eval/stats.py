@@ -1,0 +1,167 @@
+"""Intervals that cover (law 12): one method a question, the same for run_eval, run_exp and the benchmark.
+
+A matrix holds one arm's value for each training seed (row) and problem (column). With one row the claim is about that
+one trained model on problems like these; with two or more it is about the way of training, over new seeds and problems.
+docs/statistics.md has the sources, the simulated coverage and the widths.
+"""
+
+from collections.abc import Sequence
+from math import sqrt
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import norm, t
+
+Z95 = NormalDist().inv_cdf(0.975)
+PRIOR_SPREAD, PRIOR_DF = 0.47, 4  # of a seed's effect: in the logit, and what that is worth in degrees of freedom
+
+
+class Estimate(NamedTuple):
+    """A mean with its 95% interval, in the unit of the values, and the two-sided p value of its being 0."""
+
+    mean: float
+    low: float
+    high: float
+    p: float = 1.0
+
+
+def accuracy(correct: Sequence[float]) -> dict[str, float | None]:
+    """Return the share of 1s among 0/1 scores, its standard error, and Wilson's interval; all None without scores."""
+    n = len(correct)
+    if not n:
+        return dict.fromkeys(("accuracy", "accuracy_stderr", "accuracy_low", "accuracy_high"))
+    found = wilson(sum(correct), n)
+    return {
+        "accuracy": found.mean,
+        "accuracy_stderr": sqrt(found.mean * (1 - found.mean) / (n - 1)) if n > 1 else None,
+        "accuracy_low": found.low,
+        "accuracy_high": found.high,
+    }
+
+
+def wilson(right: float, n: int) -> Estimate:
+    """Return a share of `n` with E. B. Wilson's interval (J. Am. Stat. Assoc. 22, 1927); it stays within 0..1."""
+    p = right / n
+    center, spread = p + Z95**2 / (2 * n), Z95 * sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n))
+    low = (center - spread) / (1 + Z95**2 / n) if p > 0 else 0.0
+    high = (center + spread) / (1 + Z95**2 / n) if p < 1 else 1.0
+    return Estimate(p, low, high)
+
+
+def paired(won: int, lost: int, n: int) -> Estimate:
+    """Return the difference of two models' accuracies on the same `n` problems.
+
+    The adjusted Wald interval of Bonett & Price (J. Educ. Behav. Stat. 37, 2012): two problems are added, one that each
+    model alone has right, so that it does not shrink to nothing where few problems all agree.
+    """
+    up, down = (won + 1) / (n + 2), (lost + 1) / (n + 2)
+    error = sqrt((up + down - (up - down) ** 2) / (n + 2))
+    low, high = up - down - Z95 * error, up - down + Z95 * error
+    return Estimate((won - lost) / n, max(low, -1.0), min(high, 1.0), float(2 * norm.sf(abs(up - down) / error)))
+
+
+def mean(matrix) -> Estimate:
+    """Return the mean of a matrix (seeds, problems) with its interval.
+
+    One seed of 0/1 scores: `wilson`. Two seeds or more: `_crossed`, of 0/1 scores with two problems added that all
+    seeds have right and two that none has (Agresti & Coull, Am. Stat. 52, 1998). Other values of one seed: a t interval
+    over the problems. Raises ValueError for an empty matrix.
+    """
+    matrix = _matrix(matrix)
+    scores = bool(np.isin(matrix, (0, 1)).all())
+    if len(matrix) == 1:
+        return wilson(float(matrix.sum()), matrix.size) if scores else _of_one_seed(matrix[0])
+    if not scores:
+        return _crossed(matrix, (), 0.0)
+    return _within(_crossed(matrix, (0, 0, 1, 1), _prior(matrix)), 0.0, 1.0)
+
+
+def difference(arm, baseline) -> Estimate:
+    """Return the mean of `arm - baseline`, matrices (seeds, problems) of the same seeds and problems.
+
+    One seed of 0/1 scores: `paired`. Two seeds or more: `_crossed` of the differences, of 0/1 scores with two problems
+    added as in `paired`; the seeds of two arms are independent. Raises ValueError for two shapes or an empty matrix.
+    """
+    arm, baseline = _matrix(arm), _matrix(baseline)
+    if arm.shape != baseline.shape:
+        raise ValueError(f"paired matrices have one shape, these have {arm.shape} and {baseline.shape}")
+    differences = arm - baseline
+    scores = bool(np.isin([arm, baseline], (0, 1)).all())
+    if len(arm) == 1 and scores:
+        return paired(int((differences > 0).sum()), int((differences < 0).sum()), differences.size)
+    if len(arm) == 1:
+        return _of_one_seed(differences[0])
+    if not scores:
+        return _crossed(differences, (), 0.0)
+    return _within(_crossed(differences, (1, -1), sqrt(2) * _prior((arm + baseline) / 2)), -1.0, 1.0)
+
+
+def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
+    """Return which of several hypotheses fall at `level` for all together (Holm, Scand. J. Stat. 6, 1979)."""
+    fallen = [False] * len(p_values)
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        if p_values[i] > level / (len(p_values) - rank):
+            break
+        fallen[i] = True
+    return fallen
+
+
+def _crossed(matrix: np.ndarray, added: Sequence[float], prior: float) -> Estimate:
+    """The mean over random seeds and random problems, crossed, with a t interval.
+
+    Its variance is that of the problems' means over P, and that of the seeds' means, without what problems and draws
+    add to it, over S. Few seeds say little of the latter: it is averaged with the `prior` standard deviation, worth 4
+    degrees of freedom (a scaled inverse χ² prior). Degrees of freedom: Satterthwaite, Biometrics Bull. 2, 1946.
+    """
+    seeds = len(matrix)
+    filled = np.concatenate([matrix, np.tile(np.asarray(added, dtype=float), (seeds, 1))], axis=1)
+    problems = filled.shape[1]
+    by_seed, by_problem, center = filled.mean(1), filled.mean(0), float(filled.mean())
+    if problems == 1:
+        return Estimate(center, float(matrix.min()), float(matrix.max()))
+    residuals = filled - by_seed[:, None] - by_problem + center
+    noise = float((residuals**2).sum()) / ((seeds - 1) * (problems - 1)) / problems
+    of_problems = float(by_problem.var(ddof=1)) / problems
+    weight = PRIOR_DF if prior else 0
+    of_a_seed = (weight * (prior**2 + noise) + (seeds - 1) * float(by_seed.var(ddof=1))) / (weight + seeds - 1)
+    variance = of_problems + max(of_a_seed - noise, 0.0) / seeds
+    if not variance:
+        return Estimate(float(matrix.mean()), center, center, float(center == 0))
+    freedom = variance**2 / (of_problems**2 / (problems - 1) + (of_a_seed / seeds) ** 2 / (weight + seeds - 1))
+    return _interval(float(matrix.mean()), center, sqrt(variance), max(freedom, 1.0))
+
+
+def _prior(matrix: np.ndarray) -> float:
+    """The standard deviation of seeds' accuracies that a spread of PRIOR_SPREAD in the logit would make.
+
+    The slope of an accuracy q in the logit is q (1 - q) for one problem, and less where problems differ.
+    """
+    share = (matrix.mean(0).sum() + 2) / (matrix.shape[1] + 4)
+    slope = share * (1 - share)
+    return PRIOR_SPREAD * slope * (1 - slope)
+
+
+def _of_one_seed(values: np.ndarray) -> Estimate:
+    """The t interval of a mean over problems; without width for a single one."""
+    center = float(values.mean())
+    error = float(values.std(ddof=1)) / sqrt(len(values)) if len(values) > 1 else 0.0
+    if not error:
+        return Estimate(center, center, center, float(center == 0))
+    return _interval(center, center, error, len(values) - 1)
+
+
+def _interval(average: float, center: float, error: float, freedom: float) -> Estimate:
+    half = float(t.ppf(0.975, freedom)) * error
+    return Estimate(average, center - half, center + half, float(2 * t.sf(abs(center) / error, freedom)))
+
+
+def _within(found: Estimate, least: float, most: float) -> Estimate:
+    return found._replace(low=max(found.low, least), high=min(found.high, most))
+
+
+def _matrix(values) -> np.ndarray:
+    matrix = np.asarray(values, dtype=float)
+    if matrix.ndim != 2 or not matrix.size:
+        raise ValueError(f"the matrix has shape {matrix.shape}, expected (seeds, problems) with at least one of each")
+    return matrix
