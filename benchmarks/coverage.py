@@ -1,9 +1,9 @@
 """How often the 95% intervals of llmhalluc/eval/stats.py hold, and how wide they are, by simulation.
 
-A problem has a difficulty (standard deviation 1.5 in the logit), a training seed an effect (its `spread` likewise), an
-answer is right with the probability of their sum; the arm that is compared is 0.4 better in the logit. With one seed the
-truth is that of the model that was trained, with more it is that of the way of training. Prints the lowest coverage
-over the accuracies and the mean width at 50%, by number of problems, seeds and spread.
+A problem has a difficulty (standard deviation 1.5 in the logit), a training seed an effect (its `spread` likewise),
+an answer is right with the probability of their sum; the arm that is compared is 0.4 better in the logit. With one
+seed the truth is that of the model that was trained, with more it is that of the way of training. Prints the lowest
+coverage over the accuracies and the mean width at 50%, by number of problems, seeds and spread.
 Usage: python benchmarks/coverage.py [--runs 2000] [--seed 0] [--write]    (into docs/statistics.md)
 """
 

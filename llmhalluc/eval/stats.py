@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import norm, t
 
 Z95 = NormalDist().inv_cdf(0.975)
-PRIOR_SPREAD, PRIOR_DF = 0.47, 4  # of a seed's effect: in the logit, and what that is worth in degrees of freedom
+PRIOR_SPREAD, PRIOR_DF = 0.5, 4  # of a seed's effect: in the logit, and what that is worth in degrees of freedom
 
 
 class Estimate(NamedTuple):

@@ -14,7 +14,7 @@ from llmhalluc.exp.chain import ORIGIN
 from llmhalluc.exp.grid import Cell
 from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.keys import flat
-from llmhalluc.extras.run_folder import write_text
+from llmhalluc.extras.run_folder import NOT_IDENTITY, write_text
 from llmhalluc.hparams import yaml_files
 from llmhalluc.hparams.sections import ExpArguments
 from llmhalluc.train.base import RECORD, final_model
@@ -33,24 +33,48 @@ ALL_TRACES = {"split": "train", "subset": None, "max_samples": None, "eval_datas
 Command = tuple[str, list[str]]  # the section whose program it is, and its words
 
 
-def write_configs(todo: list[Cell], folders: dict[str, Path]) -> None:
-    """Write what each cell is. Raises UserError where one of that name was begun with another config."""
-    wrong, made = [], {}
+def write_configs(todo: list[Cell], folders: dict[str, Path]) -> list[str]:
+    """Write what each cell is; return a sentence for each that is evaluated again because its evaluation has changed.
+
+    Keys that decide nothing about a training do not bind it (law 13): an evaluation of other values moves aside, and
+    the training stays. Raises UserError where a cell of that name was begun with other values of its training.
+    """
+    wrong, again, made = [], dict[Path, list[str]](), {}
     for cell in todo:
         path = folders[cell.name] / "config.yaml"
         chain = {"line": list(cell.line), "rounds": cell.rounds, "problems": cell.problems}
         made[path] = cell.raw | ({"chain": chain} if cell.line or cell.rounds else {})
         now = dict(flat(made[path]))
         before = dict(flat(yaml_files.load_raw(path))) if path.exists() else now
-        if keys := [key for key in sorted(before | now) if before.get(key, ...) != now.get(key, ...)]:
+        keys = [key for key in sorted(before | now) if before.get(key, ...) != now.get(key, ...)]
+        if binding := [key for key in keys if binds_training(cell, key)]:
             wrong.append(
-                f"{path.parent} was begun with other values of {', '.join(keys)}: "
-                "choose another exp.output_dir or set exp.overwrite=true"
+                f"{path.parent} was begun with other values of {', '.join(binding)}: choose another exp.output_dir, or "
+                "set exp.overwrite=true, which deletes what was trained there"
             )
+        elif changed := [key for key in keys if key not in NOT_IDENTITY]:
+            again[path.parent] = changed
     if wrong:
         raise UserError(*wrong)
     for path, config in made.items():
         _write(path, config)
+    return [_move_evaluation(folder, keys) for folder, keys in again.items() if (folder / "eval").exists()]
+
+
+def binds_training(cell: Cell, key: str) -> bool:
+    """Whether a key may change how the training of a cell comes out; `gen` does where a training samples."""
+    section = key.partition(".")[0]
+    samples = cell.stage == "grpo" or cell.rounds > 0
+    return key not in NOT_IDENTITY and section != "eval" and (section != "gen" or samples)
+
+
+def _move_evaluation(folder: Path, keys: list[str]) -> str:
+    """Move the evaluation of a cell aside; return the sentence that says so."""
+    number = 1
+    while (aside := folder / f"eval_before_{number}").exists():
+        number += 1
+    (folder / "eval").rename(aside)
+    return f"{folder.name} is evaluated again, with other values of {', '.join(keys)}; its old evaluation is in {aside}"
 
 
 def trained(folder: Path) -> bool:

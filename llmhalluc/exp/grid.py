@@ -2,6 +2,8 @@
 
 import itertools
 import re
+import unicodedata
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +73,13 @@ def cell_name(arm: str, point: dict[str, Any]) -> str:
     last = [key.rsplit(".", 1)[-1] for key in point]
     keys = last if len(set(last)) == len(last) else list(point)
     parts = [arm, *(f"{key}={value}" for key, value in zip(keys, point.values(), strict=True))]
-    return "__".join(re.sub(r"[^\w.=+-]+", "-", part, flags=re.ASCII).strip(".-") for part in parts)
+    return "__".join(_file_safe(part) for part in parts)
+
+
+def _file_safe(part: str) -> str:
+    """Letters and digits of any script, the rest as hyphens; a number of its own where nothing is left."""
+    safe = re.sub(r"[^\w.=+-]+", "-", unicodedata.normalize("NFC", part)).strip(".-")
+    return safe or f"arm-{zlib.crc32(part.encode('utf-8', 'replace')):08x}"
 
 
 def _cell(experiment: Experiment, arm: Arm, point: dict[str, Any]) -> Cell:

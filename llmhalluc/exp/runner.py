@@ -46,11 +46,15 @@ def run(raw: dict[str, Any]) -> int:
     reference = _read_reference(exp.reference)
     if exp.python and not shutil.which(exp.python):
         raise UserError(f"exp.python is {exp.python}, which is no program: name a Python interpreter")
+    # Each cell is held to its own config (commands.py); what only an evaluation reads may change.
     record = parser.resolved(parser.build(raw))
+    for section in ("eval", "gen"):
+        del record[section]
     record["exp"] = {key: value for key, value in record["exp"].items() if key not in MAY_CHANGE}
     with open_run(exp.output_dir, record, exp.overwrite, resume=True, key=exp.key) as folder:
         folders = {cell.name: folder / "cells" / cell.name for cell in todo}
-        write_configs(todo, folders)
+        for sentence in write_configs(todo, folders):
+            print(sentence, flush=True)
         queue = Queue(todo, folders, exp)
         try:
             with _sigterm_interrupts():

@@ -120,12 +120,12 @@ def _claim(folder: Path, record: dict, overwrite: bool, resume: bool, key: Calla
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise UserError(
             f"{key('output_dir')} {folder} holds another run ({'; '.join(differing[:5])}{more}): "
-            f"choose another one or set {key('overwrite')}=true"
+            f"choose another one or set {key('overwrite')}=true, which deletes what it holds"
         )
     if not resume:
         raise UserError(
             f"{key('output_dir')} {folder} holds this very run already: set {key('resume')}=true to resume it, "
-            f"{key('overwrite')}=true to start over, or choose another one"
+            f"{key('overwrite')}=true to delete what it holds and start over, or choose another one"
         )
 
 

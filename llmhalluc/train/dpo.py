@@ -135,7 +135,7 @@ class DPORun(ResumableTrainer, ReadyPairs, DPOTrainer):
             models.append(self.accelerator.unwrap_model(self.ref_model))
         for model in models:
             score_through_model(model, weights=weights)
-        self.base_weights = self.loss_weights
+        self.base_weights: list[float] = self.loss_weights
         # Pairs and chosen labels of an average micro-batch, of all that one step accumulates in all processes.
         self.average = torch.ones(2, device=self.args.device)
         # Of this process, since the last log: tokens of both traces, pairs.

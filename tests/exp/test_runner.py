@@ -105,7 +105,7 @@ def test_finished_cells_are_kept_and_cells_can_be_added(moved, capsys):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda raw: raw["eval"].update(task_options={"sudoku": {"count": 50}}), "eval.task_options.sudoku.count"),
+        (lambda raw: raw["model"].update(tokenizer="sudoku6"), "model.tokenizer"),
         (lambda raw: raw["exp"]["arms"]["block"].update({"backtrack.context": "block"}), "backtrack.context"),
     ],
 )
@@ -114,6 +114,27 @@ def test_a_folder_of_another_experiment_is_refused(moved, change, words):
     change(raw)
     with pytest.raises(UserError, match=words):
         runner.run(raw)
+
+
+@pytest.mark.parametrize("change", [{"task_options": {"sudoku": {"count": 50}}}, {"limit": 7}])
+def test_law13_another_evaluation_costs_no_training(moved, capsys, change):
+    raw = experiment(moved, grid={"seed": [1, 2]})
+    raw["eval"] |= change
+    raw["gen"] = {"max_new_tokens": 30}
+    trained = {path: path.stat().st_mtime_ns for path in moved.glob("cells/*/train/train.json")}
+    assert runner.run(raw) == 0
+    said = capsys.readouterr().out
+    assert len(trained) == 4 and all(path.stat().st_mtime_ns == time for path, time in trained.items())
+    assert "clean__seed=1 is evaluated again, with other values of eval." in said
+    assert all((path.parents[1] / "eval_before_1" / "results.json").exists() for path in trained)
+    assert all((path.parents[1] / "eval" / "results.json").exists() for path in trained)
+
+
+def test_law13_a_batch_size_costs_nothing(moved, capsys):
+    raw = experiment(moved, grid={"seed": [1, 2]})
+    raw["eval"]["batch_size"] = 4
+    assert runner.run(raw) == 0
+    assert "4 cells, 4 of them finished before" in capsys.readouterr().out
 
 
 def test_overwrite_forgets_what_was_there(moved):

@@ -52,7 +52,7 @@ def test_another_run_is_refused_with_the_keys_that_differ(tmp_path):
     assert caught.value.sentences == (
         f"output_dir {tmp_path} holds another run (data: absent there, {{}} here; data.split: train there, "
         "absent here; train.learning_rate: 1e-05 there, 0.0001 here): choose another one or set "
-        "overwrite=true",
+        "overwrite=true, which deletes what it holds",
     )
     many = {"a": {str(i): i for i in range(9)}}
     with pytest.raises(UserError, match=r" and \d+ more\): choose another"):
