@@ -4,7 +4,7 @@ A small model of characters learns two-step sums by SFT; one in `--seeded` of it
 policy has it to reinforce. Then GRPO starts from it under the reward of this checkout and, with --against, under that
 of another commit's checkout: same data, seeds and settings. Prints the shares of sampled answers (T = 1, test
 problems) that are right, degenerate and bare before and after, with Wilson's intervals.
-Usage: python benchmarks/degenerate.py FOLDER [--against CHECKOUT] [--steps 150] [--seeded 5] [--problems 400] [--seed 1]
+Usage: python benchmarks/degenerate.py FOLDER [--against CHECKOUT] [--steps 150] [--seeded 5] [--seed 1]
 """
 
 import argparse

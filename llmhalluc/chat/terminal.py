@@ -113,7 +113,7 @@ class Session:
     settings: Settings
     history: list[dict[str, str]] = field(default_factory=list)
     totals: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("turns", "emitted", "kept", "erased", "erasures", "seconds"), 0)
+        default_factory=lambda: dict.fromkeys(("turns", "emitted", "kept", "erased", "erasures", "cut", "seconds"), 0)
     )
 
     def answer(self, lines: Iterator[str]) -> None:
@@ -193,7 +193,7 @@ class Session:
         self.history = self.pipeline.extended(self.history, question, answer)
         self.last = dict(
             turns=1, emitted=len(trace.completion_ids), kept=len(trace.surviving_ids), erased=trace.erasures,
-            erasures=len(trace.events), seconds=self.seconds,
+            erasures=len(trace.events), cut=int(trace.finish_reason == "length"), seconds=self.seconds,
         )  # fmt: skip
         self.totals = {name: self.totals[name] + value for name, value in self.last.items()}
         return answer
@@ -277,7 +277,8 @@ def no_echo() -> Iterator[None]:
 
 
 def _counts(counts: dict[str, float], rate: float) -> str:
+    cut = f", {counts['cut']} cut off by length" if counts["cut"] else ""
     return (
         f"{counts['emitted']} tokens emitted, {counts['kept']} kept, {counts['erased']} erased in "
-        f"{counts['erasures']} erasure{'' if counts['erasures'] == 1 else 's'}, {rate:.1f} tokens/s"
+        f"{counts['erasures']} erasure{'' if counts['erasures'] == 1 else 's'}{cut}, {rate:.1f} tokens/s"
     )

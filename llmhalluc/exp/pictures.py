@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llmhalluc.exp.table import label
+from llmhalluc.exp.table import is_accuracy, label
 from llmhalluc.report.pictures import INK, PALETTE, STYLE, inline_svg, label_log_scale
 
 # What is drawn of a stage's training: the value in train.json, the label and the scale of its axis.
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 def draw(results: dict[str, Any], folders: dict[str, Path], stages: dict[str, str], folder: Path) -> dict[str, str]:
-    """Write accuracy.png and loss.png to `folder`; return both as SVG text for a page, by name.
+    """Write accuracy and loss as .png and .pdf to `folder`; return both as SVG text for a page, by name.
 
     folders, stages: of each cell by its name, the stage that of its last training.
     """
@@ -33,28 +33,34 @@ def draw(results: dict[str, Any], folders: dict[str, Path], stages: dict[str, st
         figures = {"accuracy": accuracy(results["rows"]), "loss": loss(results["rows"], curves, stages)}
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png", dpi=150, facecolor="white", bbox_inches="tight")
+            figure.savefig(folder / f"{name}.pdf", bbox_inches="tight", metadata={"CreationDate": None})
             drawn[name] = inline_svg(figure)
             plt.close(figure)
     return drawn
 
 
 def accuracy(rows: list[Row]) -> Figure:
-    """A panel a task; a point an arm and variant, with the 95% intervals of both axes."""
-    rows = [row for row in rows if row["level"] == "arm"]
-    names, tasks, variants = _names(rows), _each(rows, "task"), _each(rows, "variant")
+    """A panel a task; a point an arm and variant, with the 95% intervals of both axes, and a dot each trained model."""
+    arms = [row for row in rows if row["level"] == "arm"]
+    names, tasks, variants = _names(arms), _each(arms, "task"), _each(arms, "variant")
     figure, axes = _panels(len(tasks))
     for axis, task in zip(axes, tasks, strict=True):
-        for row in rows:
-            if row["task"] == task:
-                x, left, right = _around(row, "emitted_per_sample", 1)
-                y, down, up = _around(row, "accuracy", 100)
-                axis.errorbar(
-                    x, y, xerr=[[left], [right]], yerr=[[down], [up]], color=_color(names.index(_name(row))),
-                    marker=_marker(variants.index(row["variant"])), markersize=8, markeredgecolor="white",
-                    elinewidth=1.4, linestyle="none",
-                )  # fmt: skip
+        here = [row for row in rows if row["task"] == task]
+        scale, what = (100, "accuracy, %") if is_accuracy(here[0]) else (1, here[0]["score"])
+        for row in here:
+            color = _color(names.index(_name(row)))
+            x, left, right = _around(row, "emitted_per_sample", 1)
+            y, down, up = _around(row, "accuracy", scale)
+            if row["level"] == "cell":
+                axis.plot(x, y, marker=".", color=color, alpha=0.6, markersize=5)
+                continue
+            axis.errorbar(
+                x, y, xerr=[[left], [right]], yerr=[[down], [up]], color=color,
+                marker=_marker(variants.index(row["variant"])), markersize=8, markeredgecolor="white",
+                elinewidth=1.4, linestyle="none",
+            )  # fmt: skip
         axis.set(title=task if len(tasks) > 1 else "", xlabel="tokens emitted per sample, erased ones counted")
-        axis.set_ylabel("accuracy, %")
+        axis.set_ylabel(what)
         axis.margins(0.12)
     colors = [plt.Line2D([], [], color=_color(i), linewidth=5) for i in range(len(names))]
     shapes = [plt.Line2D([], [], color=INK, marker=_marker(i), linestyle="none") for i in range(len(variants))]
@@ -85,8 +91,14 @@ def loss(rows: list[Row], curves: dict[str, list[dict[str, float]]], stages: dic
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    figure, axes = plt.subplots(1, count, figsize=(PANEL[0] * count, PANEL[1]), squeeze=False, layout="constrained")
-    return figure, list(axes[0])
+    """Panels in rows of at most three."""
+    columns = min(count, 3)
+    lines = -(-count // columns)
+    size = (PANEL[0] * columns, PANEL[1] * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[count:]:
+        axis.set_axis_off()
+    return figure, list(axes.flat[:count])
 
 
 def _in_order(stages: dict[str, str]) -> list[str]:

@@ -50,6 +50,7 @@ def write(
         notes=" ".join(tables.notes(results)),
         by_arm=_table(rows, baseline),
         by_cell=_table(tables.in_order(results, "cell"), baseline),
+        pairs=[pair | {"said": _said(pair)} for pair in results["pairs"]],
         reference=_reference(exp.reference, reference),
         pictures=svg,
         games=stepper(chosen, board_of, accuracy, baseline),
@@ -71,7 +72,19 @@ def _headline(rows: list[dict], group: tuple[str, str]) -> dict[str, Any]:
     said = VERDICTS[best["verdict"]] if others else None
     model = "this model of " if others and best["paired_seeds"] == 1 else ""
     arm = tables.label(best["arm"], best["point"])
-    return {"place": ", ".join(group), "arm": model + arm, "row": best, "of": len(others), "verdict": said}
+    name, sign = ("difference", "+") if others else ("accuracy", "")
+    value, _, interval = tables.spread(best, name, sign).partition(" ")
+    unit = "%" if not others else " points"
+    return {
+        "place": ", ".join(group),
+        "arm": model + arm,
+        "row": best,
+        "of": len(others),
+        "verdict": said,
+        "value": value + (unit if tables.is_accuracy(best) else f" {best['score']}"),
+        "interval": interval,
+        "score": tables.spread(best, "accuracy"),
+    }
 
 
 def _asked(exp: ExpArguments, done: list[Cell], config: dict[str, Any]) -> dict[str, Any]:
@@ -115,6 +128,12 @@ def _table(rows: list[dict], baseline: str) -> Table:
             for line, row in zip(fields, rows, strict=True):
                 line.append(Field("", span=span(_difference(row), low, high)))
     return Table(columns, [Row(line, _mark(rows, i, bool(compared))) for i, line in enumerate(fields)])
+
+
+def _said(pair: dict[str, Any]) -> tuple[str, str]:
+    """A difference and its interval as two texts."""
+    value, _, interval = tables.spread(pair, "difference", "+").partition(" ")
+    return value, interval
 
 
 def _difference(row: dict[str, Any]) -> tuple[float, float, float] | None:

@@ -7,6 +7,7 @@ variant and task, over the seeds and problems that both have. With one arm, its 
 
 import csv
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,7 @@ import numpy as np
 
 from llmhalluc.eval import stats
 from llmhalluc.exp.grid import Cell
+from llmhalluc.exp.table import label
 from llmhalluc.extras.run_folder import write_json
 from llmhalluc.hparams.sections import ExpArguments
 
@@ -30,7 +32,9 @@ METRICS = (
 )
 TRAINING = ("tokens", "steps", "seconds")
 CHAIN = ("chain_tokens", "chain_seconds")  # of a cell and all cells that it builds on
+ACCURACY, ALL = "accuracy", "all"
 Row = dict[str, Any]
+Baseline = Callable[[Cell], tuple[str, dict]]  # from a cell to the arm and point that it is compared with
 
 
 class Sheet(NamedTuple):
@@ -39,26 +43,47 @@ class Sheet(NamedTuple):
     cell: Cell
     variant: str
     task: str
-    correct: dict[str, float]  # 0 or 1 by the identity of the problem
+    correct: dict[str, float]  # 0 or 1 by the identity of the problem, or another `score`
     emitted: dict[str, float]  # tokens, by the same
     metrics: dict[str, float | None]
     training: dict[str, Any]
+    score: str = ACCURACY
+    documents: dict[str, int] = {}  # the problems' numbers in their data set
 
 
 def sheets(cell: Cell, folder: Path) -> list[Sheet]:
-    """One sheet a variant and task of a finished cell; a task without a 0/1 score has none."""
+    """One sheet a variant and task of a finished cell; a group of tasks, which has no samples, has none."""
     training, made = spent(folder), []
     line = [training, *(spent(folder.with_name(name)) for name in cell.line)]
     training |= {name: sum(part[name.removeprefix("chain_")] for part in line) for name in CHAIN}
     for variant, tasks in json.loads((folder / "eval" / "results.json").read_text())["results"].items():
         for task, metrics in tasks.items():
-            correct, emitted = {}, {}
-            for sample in read_samples(folder, variant, task):
-                key = identity(sample)
-                correct[key], emitted[key] = sample["correct"], sample["emitted"]
-            if correct and None not in correct.values():
-                made.append(Sheet(cell, variant, task, correct, emitted, metrics, training))
+            samples = {identity(sample): sample for sample in read_samples(folder, variant, task)}
+            if not samples:
+                continue
+            score, values = _scores(samples, metrics)
+            emitted = {key: sample["emitted"] for key, sample in samples.items() if key in values}
+            documents = {key: sample["doc_id"] for key, sample in samples.items()}
+            made.append(Sheet(cell, variant, task, values, emitted or {ALL: 0.0}, metrics, training, score, documents))
     return made
+
+
+def _scores(samples: dict[str, dict[str, Any]], metrics: dict[str, Any]) -> tuple[str, dict[str, float]]:
+    """What a task is scored by, and its values by problem: 0 or 1, else its first metric that a problem has alone.
+
+    A metric of all problems together (perplexity) has one value, under the key ALL.
+    """
+    correct = {key: sample["correct"] for key, sample in samples.items()}
+    if None not in correct.values():
+        return ACCURACY, correct
+    of_one = [sample.get("metrics") or {} for sample in samples.values()]
+    for name in of_one[0]:
+        if all(isinstance(scores.get(name), (int, float)) for scores in of_one):
+            return name, {key: float(sample["metrics"][name]) for key, sample in samples.items()}
+    for name in of_one[0]:
+        if isinstance(metrics.get(name), (int, float)):
+            return name, {ALL: float(metrics[name])}
+    return "no score", {ALL: 0.0}
 
 
 def spent(folder: Path) -> dict[str, float]:
@@ -77,14 +102,14 @@ def read_samples(folder: Path, variant: str, task: str) -> Iterator[dict[str, An
             yield from map(json.loads, file)
 
 
-def baseline_of(cells: list[Cell], exp: ExpArguments) -> Callable[[Cell], tuple[str, dict]]:
+def baseline_of(cells: list[Cell], exp: ExpArguments) -> Baseline:
     """A function from a cell to the arm and point (without seed) that it is compared with."""
     if len({cell.arm for cell in cells}) > 1:
         return lambda cell: (exp.baseline or cells[0].arm, point(cell))
     return lambda cell: (cells[0].arm, point(cells[0]))
 
 
-def rows(made: list[Sheet], baseline: Callable[[Cell], tuple[str, dict]]) -> list[Row]:
+def rows(made: list[Sheet], baseline: Baseline) -> list[Row]:
     """Rows of the level `arm`, then of the level `cell`, both in the order of the sheets.
 
     `verdict` of a row of an arm is better or worse where its difference is one after Holm's correction for all arms
@@ -141,13 +166,7 @@ def _row(level: str, group: list[Sheet], others: list[Sheet]) -> Row:
     first, problems = group[0], _shared(group)
     accuracy = stats.mean([_values(sheet.correct, problems) for sheet in group])
     emitted = stats.mean([_values(sheet.emitted, problems) for sheet in group])
-    by_seed = {_seed(other): other for other in others}
-    ours = [sheet for sheet in group if _seed(sheet) in by_seed]
-    theirs = [by_seed[_seed(sheet)] for sheet in ours]
-    paired, gain = _shared([*ours, *theirs]), None
-    if paired:
-        correct = [_values(sheet.correct, paired) for sheet in [*ours, *theirs]]
-        gain = stats.difference(correct[: len(ours)], correct[len(ours) :])
+    gain, gains, paired_seeds = compare(group, others)
     metrics, training = [sheet.metrics for sheet in group], [sheet.training for sheet in group]
     return {
         "level": level,
@@ -156,20 +175,65 @@ def _row(level: str, group: list[Sheet], others: list[Sheet]) -> Row:
         "point": point(first.cell) if level == "arm" else first.cell.point,
         "variant": first.variant,
         "task": first.task,
+        "score": first.score,
         "seeds": len(group),
         "problems": len(problems),
         **_spread("accuracy", accuracy),
         **_spread("difference", gain),
         "difference_p": gain.p if gain else None,
         "verdict": None,
-        "paired_seeds": len(ours) if paired else None,
-        "paired_problems": len(paired) or None,
+        "paired_seeds": paired_seeds or None,
+        "paired_problems": len(gains) or None,
         **_spread("emitted_per_sample", emitted),
         **_means(metrics, METRICS),
         **{f"train_{name}": mean for name, mean in _means(training, TRAINING).items()},
         **_means(training, CHAIN),
         "metrics": _means(metrics, first.metrics),
     }
+
+
+def compare(group: list[Sheet], others: list[Sheet]) -> tuple[stats.Estimate | None, dict[str, float], int]:
+    """Return the difference of two groups of sheets, its mean by problem, and over how many seeds it was taken.
+
+    It is taken over the seeds and problems that both have; None, nothing and 0 where there are none.
+    """
+    by_seed = {_seed(other): other for other in others}
+    ours = [sheet for sheet in group if _seed(sheet) in by_seed]
+    theirs = [by_seed[_seed(sheet)] for sheet in ours]
+    paired = _shared([*ours, *theirs])
+    if not paired:
+        return None, {}, 0
+    first, second = (np.array([_values(sheet.correct, paired) for sheet in side]) for side in (ours, theirs))
+    gains = dict(zip(paired, (first - second).mean(0).tolist(), strict=True))
+    return stats.difference(first, second), gains, len(ours)
+
+
+def pairs(made: list[Sheet]) -> list[Row]:
+    """Every two arms at their points, under each variant on each task: their difference, and who won which problem.
+
+    won, lost: numbers of the problems that the first arm has right more often than the other, and less often.
+    verdict: after Holm's correction for all pairs of that variant and task.
+    """
+    groups: dict[tuple[str, str], dict[str, list[Sheet]]] = {}
+    for sheet in made:
+        arms = groups.setdefault((sheet.task, sheet.variant), {})
+        arms.setdefault(label(sheet.cell.arm, sheet.cell.point), []).append(sheet)
+    found: list[Row] = []
+    for (task, variant), arms in groups.items():
+        here: list[Row] = []
+        for (arm, group), (other, others) in itertools.combinations(arms.items(), 2):
+            estimate, gains, seeds = compare(group, others)
+            if estimate is None:
+                continue
+            won = [group[0].documents.get(key, 0) for key, gain in gains.items() if gain > 0]
+            lost = [group[0].documents.get(key, 0) for key, gain in gains.items() if gain < 0]
+            place = {"task": task, "variant": variant, "arm": arm, "against": other, "score": group[0].score}
+            counts = {"seeds": seeds, "problems": len(gains), "won": sorted(won), "lost": sorted(lost)}
+            here.append(place | _spread("difference", estimate) | {"difference_p": estimate.p} | counts)
+        for row, apart in zip(here, stats.holm([row["difference_p"] for row in here]), strict=True):
+            row["verdict"] = ("better" if row["difference"] > 0 else "worse") if apart else None
+        found += here
+    return found
 
 
 def identity(sample: dict[str, Any]) -> str:

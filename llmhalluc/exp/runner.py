@@ -23,10 +23,10 @@ from llmhalluc.exp import results as tables
 from llmhalluc.exp.commands import Command, commands, finished, trained, write_configs
 from llmhalluc.exp.experiment import read_experiment
 from llmhalluc.exp.grid import Cell, cells
-from llmhalluc.exp.table import label, table
+from llmhalluc.exp.table import label, latex, markdown, table
 from llmhalluc.extras.constant import REPOSITORY
 from llmhalluc.extras.errors import UserError
-from llmhalluc.extras.run_folder import cores, environment, open_run
+from llmhalluc.extras.run_folder import cores, environment, open_run, write_text
 from llmhalluc.hparams import parser
 from llmhalluc.hparams.sections import ExpArguments
 
@@ -82,6 +82,7 @@ def _results(
         "baseline": label(*baseline(todo[0])),
         "failed": failed,
         "rows": tables.rows(sheets, baseline),
+        "pairs": tables.pairs(sheets),
         "config": raw,
         "environment": environment(),
     }
@@ -92,16 +93,19 @@ def _write(
     reference: dict[str, Any] | None, folder: Path,
 ) -> None:  # fmt: skip
     """Write and print the tables; write the report."""
-    from llmhalluc.exp import pictures, report  # matplotlib takes a second
+    from llmhalluc.exp import browse, pictures, report  # matplotlib takes a second
 
     tables.write(results, folder)
+    write_text(folder / "results.md", markdown(results))
+    write_text(folder / "results.tex", latex(results))
     print(f"\n{table(results)}\n")
     if reference:
         print(f"For comparison, {exp.reference}:\n{table(reference)}\n")
     stages = {cell.name: cell.stage for cell in done}
     drawn = pictures.draw(results, {name: folders[name] for name in stages}, stages, folder)
     report.write(results, done, folders, drawn, exp, reference, folder)
-    print(f"written to {folder}: results.json, results.csv, report.html")
+    browse.write(results, done, folders, tables.baseline_of(done, exp), folder)
+    print(f"written to {folder}: results.json, .csv, .md and .tex, report.html")
 
 
 @dataclass

@@ -41,8 +41,10 @@ def _texts(row: Row, baseline: str) -> dict[tuple[str, str], str]:
         ("", "arm"): label(row["arm"], row["point"]),
         ("", "task"): row["task"],
         ("", "variant"): row["variant"],
-        ("", "accuracy, %"): _percent(row, "accuracy"),
-        (AGAINST, baseline): _percent(row, "difference", "+"),
+        ("", "n"): str(row["problems"]),
+        ("", "accuracy, %"): spread(row, "accuracy") if is_accuracy(row) else "",
+        ("other", "score"): "" if is_accuracy(row) else f"{row['score']} {spread(row, 'accuracy')}",
+        (AGAINST, baseline): spread(row, "difference", "+"),
         ("erasures", "a sample"): _number(row["erasures_per_sample"], "{:.2f}"),
         ("% with an", "erasure"): _number(row["samples_with_erasure"], "{:.1%}").removesuffix("%"),
         ("emitted", "per kept"): _number(row["emitted_per_kept"], "{:.2f}"),
@@ -62,6 +64,29 @@ def table(results: dict[str, Any], level: str = "arm") -> str:
     lines = aligned(list(zip(*texts, strict=True)), left=3)
     lines.insert(2, "─" * len(lines[0]))
     return "\n".join([results["name"], *notes(results), "", *(line.rstrip() for line in lines)])
+
+
+def markdown(results: dict[str, Any], level: str = "arm") -> str:
+    """The rows of a level as a Markdown table, with the notes above it."""
+    made = columns(in_order(results, level), results["baseline"])
+    lines = [[" ".join(heading).strip() for heading in made], ["---"] * len(made), *zip(*made.values(), strict=True)]
+    rows = ["| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines]
+    return "\n".join([f"# {results['name']}", "", *notes(results), "", *rows, ""])
+
+
+def latex(results: dict[str, Any], level: str = "arm") -> str:
+    """The rows of a level as a LaTeX tabular (booktabs), with the notes as a comment."""
+    made = columns(in_order(results, level), results["baseline"])
+    lines = [[" ".join(heading).strip() for heading in made], *zip(*made.values(), strict=True)]
+    head, *rows = [" & ".join(map(_latex_text, line)) + r" \\" for line in lines]
+    body = [r"\toprule", head, r"\midrule", *rows, r"\bottomrule"]
+    comments = [f"% {note}" for note in notes(results)]
+    return "\n".join([*comments, rf"\begin{{tabular}}{{l{'r' * (len(made) - 1)}}}", *body, r"\end{tabular}", ""])
+
+
+def _latex_text(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(sign, f"\\{sign}" if sign in "&%$#_{}" else sign) for sign in text)
 
 
 def notes(results: dict[str, Any]) -> list[str]:
@@ -110,9 +135,19 @@ def _millions(number: float) -> str:
     return f"{number / 1e6:.3g}M"
 
 
-def _percent(row: Row, name: str, sign: str = "") -> str:
+def is_accuracy(row: Row) -> bool:
+    """Whether a row's score is 0 or 1 a problem; tables from before there were others have no score."""
+    return row.get("score", "accuracy") == "accuracy"
+
+
+def spread(row: Row, name: str, sign: str = "") -> str:
+    """A mean and its interval, of an accuracy in percent."""
     mean, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
-    return f"{100 * mean:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]" if mean is not None else ""
+    if mean is None:
+        return ""
+    if is_accuracy(row):
+        return f"{100 * mean:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+    return f"{mean:{sign}.4g} [{low:{sign}.4g}, {high:{sign}.4g}]"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -19,7 +19,7 @@ ERASE: Piece = None  # in a search: the last move that stands is taken back
 
 
 class CutOff(str):
-    """A text that ended by its length: its last statement counts only where something behind it completes it."""
+    """A text that ended by its length: a statement at its end counts only where something completes it."""
 
 
 class Verdict(NamedTuple):
@@ -133,10 +133,7 @@ class Task:
         return {"right": float(self.check(text, record).right)}
 
     def process(self, text: str, record: Record, right: bool | None = None) -> float:
-        """Return how far the steps of a surviving text are right, 0 to 1, for the reward.
-
-        right: what `check` found, where it is known already.
-        """
+        """Return how far a surviving text's steps are right, 0 to 1; right: what `check` found, where that is known."""
         return float(self.check(text, record).right if right is None else right)
 
     def format(self, text: str, record: Record) -> float:

@@ -144,12 +144,13 @@ class GRPOExecutor(BaseExecutor):
         )  # fmt: skip
         self.trainer = GRPORun(
             model=self.model, args=args, settings=settings, problems=self.dataset, eval_problems=self.eval_dataset,
-            processing_class=self.tokenizer, reward_funcs=self.reward(), stop_on_sigterm=self.stop_on_sigterm,
+            processing_class=self.tokenizer, reward_funcs=self.reward(args.max_completion_length),
+            stop_on_sigterm=self.stop_on_sigterm,
         )  # fmt: skip
 
-    def reward(self) -> Any:
-        """What scores the rollouts."""
-        return BacktrackRewardFunction(self.config.reward, self.tokenizer, self.backtrack_id)
+    def reward(self, max_tokens: int | None) -> Any:
+        """What scores the rollouts, of at most so many tokens."""
+        return BacktrackRewardFunction(self.config.reward, self.tokenizer, self.backtrack_id, max_tokens)
 
     def record(self) -> dict[str, Any]:
         """Every number that TRL logged beside the losses, the wall times left out."""

@@ -68,7 +68,8 @@ def log(folder, cell):
 def test_an_experiment_from_end_to_end(done):
     folder, said = done
     assert sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) == [
-        "accuracy.png", "cells", "loss.png", "report.html", "results.csv", "results.json", "run.json",
+        "accuracy.pdf", "accuracy.png", "cells", "loss.pdf", "loss.png", "report.html", "results.csv", "results.json",
+        "results.md", "results.tex", "run.json", "samples.html",
     ]  # fmt: skip
     results = read(folder)
     assert results["config"] == experiment(folder, grid={"seed": [1, 2]}, parallel=2)

@@ -10,7 +10,7 @@ from llmhalluc.tasks.math import process
 from llmhalluc.tasks.math.answers import Answer, final_answer, gold_reading
 from llmhalluc.tasks.math.equations import equations
 from llmhalluc.tasks.math.solution import NUMBER, clean_solution
-from llmhalluc.tasks.math.verify import Verifier
+from llmhalluc.tasks.math.verify import Verifier, require_math_verify
 from llmhalluc.tasks.steps import ends_at
 from llmhalluc.tasks.token_errors import Runs, TokenErrors
 
@@ -43,7 +43,10 @@ class Math(Task):
 
     def unsolvable(self, record: Record) -> str | None:
         answer = record["answer"]
-        if gold_reading(answer).is_empty:
+        wanted = gold_reading(answer)
+        if wanted.symbolic:
+            require_math_verify()
+        if wanted.is_empty:
             return f"an answer that is neither a number nor a formula (#### N): {answer[-60:]!r}"
         return None
 
