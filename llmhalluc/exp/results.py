@@ -48,7 +48,7 @@ class Sheet(NamedTuple):
     metrics: dict[str, float | None]
     training: dict[str, Any]
     score: str = ACCURACY
-    documents: dict[str, int] = {}  # the problems' numbers in their data set
+    documents: dict[str, int] | None = None  # the problems' numbers in their data set
 
 
 def sheets(cell: Cell, folder: Path) -> list[Sheet]:
@@ -225,8 +225,9 @@ def pairs(made: list[Sheet]) -> list[Row]:
             estimate, gains, seeds = compare(group, others)
             if estimate is None:
                 continue
-            won = [group[0].documents.get(key, 0) for key, gain in gains.items() if gain > 0]
-            lost = [group[0].documents.get(key, 0) for key, gain in gains.items() if gain < 0]
+            numbers = group[0].documents or {}
+            won = [numbers[key] for key, gain in gains.items() if gain > 0 and key in numbers]
+            lost = [numbers[key] for key, gain in gains.items() if gain < 0 and key in numbers]
             place = {"task": task, "variant": variant, "arm": arm, "against": other, "score": group[0].score}
             counts = {"seeds": seeds, "problems": len(gains), "won": sorted(won), "lost": sorted(lost)}
             here.append(place | _spread("difference", estimate) | {"difference_p": estimate.p} | counts)

@@ -41,7 +41,8 @@ def write(folder, tokenizer, arms, evaluate, **exp):
     made = [sheet for cell in todo for sheet in results.sheets(cell, folders[cell.name])]
     told = {
         "name": settings.name, "baseline": table.label(*baseline(todo[0])), "failed": [], "config": raw,
-        "rows": results.rows(made, baseline), "pairs": results.pairs(made), "environment": {"commit": None, "time": "2026-01-01T00:00:00+00:00"},
+        "rows": results.rows(made, baseline), "pairs": results.pairs(made),
+        "environment": {"commit": None, "time": "2026-01-01T00:00:00+00:00"},
     }  # fmt: skip
     report.write(
         told,

@@ -98,7 +98,7 @@ def experiment(folder: Path) -> Config:
             "variants": {"greedy": {"temperature": 0.0}, "sampled": {"temperature": 1.0}},
         },
         "exp": {
-            "output_dir": str(folder), "baseline": "sft", "parallel": 2, "bootstrap": 100, "samples_in_report": 1,
+            "output_dir": str(folder), "baseline": "sft", "parallel": 2, "samples_in_report": 1,
             "grid": {"seed": [1, 2]},
             "arms": {
                 "sft": {},
