@@ -12,7 +12,7 @@ STAMP := $(VENV)/.setup-$(subst $(comma),-,$(EXTRAS))
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false WANDB_MODE=offline $(BIN)/python -m pytest
 SCRIPTS := .ci/run $(wildcard scripts/*/*.sh)
 
-.PHONY: help setup demo test test-slow test-cluster check format bench lock clean
+.PHONY: help setup demo test test-slow test-cluster mutants check format bench lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,11 @@ test-slow: setup ## the tests marked slow
 
 test-cluster: setup ## the tests that want a scheduler or several processes
 	$(PYTEST) -m cluster --timeout 1800 $(ARGS) || test $$? -eq 5  # 5: there are none
+
+mutants: setup ## mutants of reward, backtrack.py, the reader of answers and the intervals; an hour or two
+	$(BIN)/python -m pip install --quiet 'mutmut>=3.8'
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/mutmut run --max-children $(WORKERS) $(ARGS)
+	$(BIN)/mutmut results
 
 check: setup ## formatting, lint, types, shell scripts
 	$(BIN)/ruff format --check .

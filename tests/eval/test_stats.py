@@ -1,12 +1,16 @@
 """Intervals: by hand where that is possible, by simulation where it is not (law 12)."""
 
+import runpy
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.coverage import GRID, cover
 from llmhalluc.eval.stats import Estimate, difference, holm, mean, paired, wilson
+from llmhalluc.extras.constant import REPOSITORY
+
+COVERAGE = runpy.run_path(str(REPOSITORY / "benchmarks" / "coverage.py"))
 
 matrices = st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(0, 2**32 - 1)).map(
     lambda shape: (np.random.default_rng(shape[2]).random(shape[:2]) < 0.6).astype(float)
@@ -84,9 +88,10 @@ def test_an_estimate_is_what_its_fields_say():
 @pytest.mark.parametrize(("seeds", "spread"), [(1, 0.3), (2, 0.0), (2, 0.6), (3, 0.3), (10, 0.6)])
 def test_law12_intervals_cover(n, seeds, spread):
     for share in (0.03, 0.5, 0.9):
-        found = cover(n, share, seeds, spread, runs=1500, seed=1)
+        found = COVERAGE["cover"](n, share, seeds, spread, runs=1500, seed=1)
         assert found.accuracy >= 0.92 and found.difference >= 0.92, (share, found)  # 93% and three standard errors
 
 
 def test_the_whole_grid_is_that_of_the_law():
-    assert GRID["n"] == (10, 20, 50, 100, 400, 1000) and GRID["seeds"][-1] == 10 and GRID["spread"][-1] == 0.6
+    grid = COVERAGE["GRID"]
+    assert grid["n"] == (10, 20, 50, 100, 400, 1000) and grid["seeds"][-1] == 10 and grid["spread"][-1] == 0.6
