@@ -48,7 +48,7 @@ def _texts(row: Row, baseline: str) -> dict[tuple[str, str], str]:
         ("erasures", "a sample"): _number(row["erasures_per_sample"], "{:.2f}"),
         ("% with an", "erasure"): _number(row["samples_with_erasure"], "{:.1%}").removesuffix("%"),
         ("emitted", "per kept"): _number(row["emitted_per_kept"], "{:.2f}"),
-        ("% cut", "off"): _number(row["cut_off"], "{:.1%}").removesuffix("%"),
+        ("% cut", "off"): _number(row.get("cut_off"), "{:.1%}").removesuffix("%"),
         ("BACKTRACK", "precision"): _number(row["backtrack_precision"], "{:.2f}"),
         ("", "recall"): _number(row["backtrack_recall"], "{:.2f}"),
         TOKENS: _millions(row["train_tokens"]),

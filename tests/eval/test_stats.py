@@ -60,16 +60,24 @@ def test_pairing_takes_out_what_is_hard_for_both():
 
 def test_other_values_have_t_intervals():
     found = mean([[1.0, 2.0, 3.0, 6.0]])
-    assert found[:3] == pytest.approx((3.0, -0.437435, 6.437435), abs=1e-5)  # R: t.test
+    assert found[:3] == pytest.approx((3.0, -0.437435, 6.437435), abs=1e-5)  # 3 ± 3.182446 · 1.080123
     both = mean([[1.5, 2.5, 3.5], [1.7, 2.2, 3.9]])
     assert both.low < both.mean < both.high
     assert mean([[7.5]])[:3] == (7.5, 7.5, 7.5)
 
 
+def test_a_mean_of_one_seed_has_its_p_value():
+    found = mean([[1.5, 2.0, 2.5, 1.0]])
+    x = 1.75 / (np.std([1.5, 2.0, 2.5, 1.0], ddof=1) / 2) / 3**0.5  # t with three degrees of freedom in closed form
+    assert found.p == pytest.approx(1 - 2 / np.pi * (np.arctan(x) + x / (1 + x * x)))
+    assert mean([[0.5]]).p == 0 and mean([[0.5, 0.5]])[:3] == (0.5, 0.5, 0.5)
+    assert difference([[2.5, 2.5]], [[2.5, 2.5]]).p == 1
+
+
 def test_holm_asks_more_of_several_arms():
     assert holm([0.04]) == [True] and holm([0.04, 0.04]) == [False, False]
     assert holm([0.01, 0.04, 0.03]) == [True, False, False] and holm([0.001, 0.02, 0.04]) == [True, True, True]
-    assert holm([]) == []
+    assert holm([]) == [] and holm([0.9, 0.001]) == [False, True]
 
 
 @pytest.mark.parametrize("matrix", [[], [[]], [1, 2], [[[1]]]])
@@ -84,12 +92,14 @@ def test_an_estimate_is_what_its_fields_say():
     assert Estimate(0.5, 0.1, 0.9).p == 1.0
 
 
-@pytest.mark.parametrize("n", [10, 100, 400])
-@pytest.mark.parametrize(("seeds", "spread"), [(1, 0.3), (2, 0.0), (2, 0.6), (3, 0.3), (10, 0.6)])
+@pytest.mark.parametrize(
+    ("n", "seeds", "spread"),
+    [(10, 2, 0.6), (50, 1, 0.3), (100, 2, 0.0), (400, 3, 0.3), (400, 10, 0.6), (1000, 2, 0.6)],
+)
 def test_law12_intervals_cover(n, seeds, spread):
-    for share in (0.03, 0.5, 0.9):
-        found = COVERAGE["cover"](n, share, seeds, spread, runs=1500, seed=1)
-        assert found.accuracy >= 0.92 and found.difference >= 0.92, (share, found)  # 93% and three standard errors
+    for share in (0.03, 0.5):
+        found = COVERAGE["cover"](n, share, seeds, spread, runs=1200, seed=1)
+        assert found.accuracy >= 0.91 and found.difference >= 0.91, (share, found)  # 93% less three standard errors
 
 
 def test_the_whole_grid_is_that_of_the_law():

@@ -1,8 +1,11 @@
+import json
+
 import pytest
 
 from llmhalluc.eval import stats
 from llmhalluc.exp import results, table
 from llmhalluc.exp.grid import Cell
+from llmhalluc.extras.constant import REPOSITORY
 from llmhalluc.hparams.sections import ExpArguments
 
 TRAINING = {"tokens": 2_100_000, "steps": 800, "seconds": 60.0, "chain_tokens": 2_100_000, "chain_seconds": 60.0}
@@ -102,6 +105,12 @@ def test_the_table_is_aligned_and_says_what_it_shows():
     assert set(ruler) == {"─"} and len(first) <= len(ruler)
     assert head.index("clean") < len(head) and first.startswith("clean  greedy") and second.startswith("bt     greedy")
     assert "100.0 [34.2, 100.0]  +50.0 [-56.3, +100.0]" in second and first.split()[-1] == "0.50"
+
+
+def test_a_table_from_before_there_were_other_scores_is_shown():
+    for path in (REPOSITORY / "docs" / "results").glob("*.json"):
+        found = json.loads(path.read_text())
+        assert found["name"] in table.table(found) and "accuracy" in table.markdown(found)
 
 
 def test_rows_of_a_variant_stand_together():

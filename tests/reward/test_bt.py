@@ -238,6 +238,65 @@ def test_trap8_rewards_read_the_trace_and_log_every_component():
     )
 
 
+def test_what_is_logged_is_exact():
+    trace = [BT, *corrected("12*4 = ", "46", HONEST[7:])]
+    logged = {}
+    call(RewardArguments(), 0, [trace, ids(HONEST), ids("no answer")], logged=logged)
+    emitted = len(trace) + len(HONEST) + 1 + len("no answer") + 1
+    assert logged["reward/tokens_per_kept"] == emitted / (emitted - 2 * 2 - 1)
+    assert logged["reward/verify_timeouts"] == 0 and logged["reward/cut_off"] == 0
+    assert logged["reward/erasures"] == 2 / 3 and logged["reward/outcome"] == 2 / 3
+    call(RewardArguments(), 0, [[BT], []], logged=(nothing := {}))
+    assert nothing["reward/tokens_per_kept"] == 1 and "reward/erasure_precision" not in nothing
+    cut = BacktrackRewardFunction(RewardArguments(), Characters(), BT, max_tokens=3)
+    state, logged = SimpleNamespace(global_step=0, max_steps=1), {}
+    cut(
+        [ids("#### 5")[:-1], ids("54")],
+        ["math"] * 2,
+        [MATH[1]] * 2,
+        state,
+        lambda name, value: logged.update({name: value}),
+    )
+    assert logged["reward/cut_off"] == 0.5
+
+
+def test_columns_of_different_lengths_are_an_error():
+    function = BacktrackRewardFunction(RewardArguments(), Characters(), BT)
+    with pytest.raises(ValueError):
+        function([[5], [5]], ["math"], [MATH[1]] * 2, SimpleNamespace(global_step=0, max_steps=1))
+
+
+def test_all_answers_of_a_batch_share_the_seconds(monkeypatch):
+    clock, limits = [0.0], []
+
+    def slow(self, completion_ids, task, record, limit):
+        limits.append(limit)
+        clock[0] += 1.5
+        return real(self, completion_ids, task, record, limit)
+
+    real = BacktrackRewardFunction.sample
+    monkeypatch.setattr(BacktrackRewardFunction, "sample", slow)
+    monkeypatch.setattr(bt.time, "monotonic", lambda: clock[0])
+    call(RewardArguments(verify_timeout=1.0), 0, [ids(HONEST)] * 5)
+    assert limits == [1.0, 1.0, 1.0, 0.0, 0.0]  # 4 limits together: 4, 2.5, 1, then nothing
+
+
+def test_a_piece_is_what_a_token_adds_after_another_one():
+    asked = []
+
+    class Spaced(Characters):
+        def encode(self, text, add_special_tokens=True):
+            asked.append((text, add_special_tokens))
+            return [0, *super().encode(text)] if add_special_tokens else super().encode("b" + text)
+
+        def decode(self, ids, skip_special_tokens=False):
+            return " ".join(super(Spaced, self).decode([i]) for i in ids if i > 2)
+
+    function = BacktrackRewardFunction(RewardArguments(), Spaced(), BT)
+    assert function.piece(ord("x")) == " x" and function.piece(ord("x")) == " x"
+    assert asked == [("a", False)] and function._anchor == [ord("a")]
+
+
 def test_a_batch_takes_milliseconds():
     traces = [corrected(HONEST[:7], "46 rolls", HONEST[7:20] + "so it is and more words " * 12 + HONEST[20:])] * 64
     call(RewardArguments(), 0, traces)
