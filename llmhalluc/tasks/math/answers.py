@@ -12,12 +12,12 @@ from llmhalluc.tasks.math.reading import LONGEST, NOTHING, Reading, read_stateme
 _MOST_MARKS = 16  # of a text: the last ones
 _MARK = re.compile(
     r"(?P<hashes>(?<!#)####(?!#))|(?P<box>\\boxed\s*(?=[{0-9]))"
-    r"|(?P<words>(?<!/)\banswer\b(?:\s+(?:to|of|for)\s+(?:the|this|your)\s[^.\n:?=]{0,60}?)?(?:[*_]{0,2}\s*[:=]|[*_\s]+"
+    r"|(?P<words>(?<!/)\banswer\b(?:,\s+[a-z]+,)?(?:\s+(?:to|of|for)\s+(?:the|this|your)\s[^.\n:?=]{0,60}?)?(?:[*_]{0,2}\s*[:=]|[*_\s]+"
     r"(?:is|was|equals|becomes|(?:must|should|would|will)\s+be)\b)[*_]{0,2}\s*:?)",
     re.IGNORECASE,
 )
 # A full stop that ends a sentence: not in a number, not after one letter as in `i.e.`
-_SENTENCE = re.compile(r"[.!](?<![\W_][A-Za-z]\.)(?=\s|\Z)|[.!](?<=[0-9)]\.)(?=[A-Z])|\n")
+_SENTENCE = re.compile(r"[.!](?<![\W_][A-Za-z]\.)(?<!Rs\.)(?<!approx\.)(?=\s|\Z)|[.!](?<=[0-9)]\.)(?=[A-Z])|\n")
 _DISPLAY = re.compile(r"\s*(?:\\\[(.*?)\\\]|\$\$(.*?)\$\$)", re.DOTALL)
 _HEADING = re.compile(r"####\s*[0-9]{1,2}[.):]\s+[^\W\d_]")
 _CORRECTION = re.compile(

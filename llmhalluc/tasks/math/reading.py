@@ -64,9 +64,9 @@ _START = re.compile(rf"[0-9{OPENED}]|\.[0-9]")
 # What may stand before a number and leave it as it is; `_TURNING` before it changes it.
 _LEAD = re.compile(r"[\w\s:,.;='≈\u2014*#/-]*")
 _TURNING = frozenset(
-    "not no never none nothing neither nor nobody less more fewer greater least most under over below above up between "
-    "either half twice double triple quarter third step part question problem case option choice chapter section "
-    "figure exercise example item square cube root sqrt factorial from until except without almost nearly maximum "
+    "not no never none nothing neither nor nobody anything less more fewer greater least most under over below above "
+    "up between either dozen half twice double triple quarter third step part question problem case option choice "
+    "chapter section figure exercise example item square cube root sqrt factorial from until except without almost nearly maximum "
     "minimum unknown page day year before after every if than".split()
 )
 _LOSS = re.compile(r"\b(?:loss|deficit|debt) of\s*\Z")
@@ -81,22 +81,28 @@ _AGAIN = re.compile(
 # A second number close behind the first; a bound or something else that changes it; a change of mind anywhere.
 _OFFERED = re.compile(
     r"""\s*(?:[^\W\d_]+\s+){0,3}?(?:(?:or|and|to|through|until|and/or|versus|vs)\b|[,;|&/:]|\.\.+|-)\s*
-    (?:(?:a|an|the|about|maybe|perhaps|possibly|even|approximately|roughly|another|also)\s+)*[-+(]*[0-9⟨]""",
+    (?:(?:a|an|the|about|maybe|perhaps|possibly|even|approximately|roughly|another|also)\s+)*
+    (?:[A-Za-z]\s*=\s*)?[-+(]*[0-9⟨]""",
     re.IGNORECASE | re.VERBOSE,
 )
 _CHANGING = re.compile(
     r"""\s*(?:[^\W\d_]+\s+){0,3}?(?:
         (?:or|and)\s+(?:more|less|fewer|greater|higher|lower|above|below|up|over|under|a\ half|half|something)\b
         |(?:more|less|fewer|greater|higher|lower|older|younger|longer|shorter)\s+than\b|at\ (?:least|most)\b
-        |(?:plus|minus|squared|cubed|factorial|if|unless|to\ the\ power|short\ of|times\ as|remainder)\b|R\s*[0-9]|[+±])
-    |\s*\(\s*[x*/^+-]|\s*[<>≤≥≠√!\\]|\s*[-+*/^=]\s*(?:[A-Za-z](?![A-Za-z])|\\|\()|[\w\\]|\s*[0-9^_]|[.,:][0-9]""",
+        |(?:plus|minus|squared|cubed|factorial|if|unless|to\ the\ power|short\ of|times\ as|remainder|below)\b
+        |over\s+[0-9]|R\s*[0-9]|[+±])
+    |\s*\(\s*[x*/^+-]|\s*[<>≤≥≠√!\\]|\s*[-+*/^=]\s*(?:[A-Za-z](?![A-Za-z])|\\|\()|\s*[*^+]\s*[A-Za-z√]|[\w\\]|\s*[0-9^_]|[.,:][0-9]""",
     re.IGNORECASE | re.VERBOSE,
 )
 _CHANGED = re.compile(
-    r"""[?]|\b(?:no|wait|actually|rather|sorry|correction|oops|mistake|instead|wrong|mean)\b[^()]*[0-9]
+    r"""[?]|\b(?:no|wait|actually|rather|sorry|correction|oops|mistake|instead|wrong|mean|maybe|perhaps|guess)\b[^()]*[0-9]
     |\b(?:is|was)\ (?:wrong|incorrect)\b""",
     re.IGNORECASE | re.VERBOSE,
 )
+_TRAILING_UNIT = re.compile(
+    r"\s+(?:(?:square|cubic)\s+)?(?:units?|[mcdk]?m|in|ft|yd|feet|inches|meters)(?:\^?[23])?\.?\s*\Z"
+)
+_COMMANDS = {"π": "\\pi ", "×": "\\times ", "·": "\\cdot ", "\u2212": "-", "²": "^2", "³": "^3", "∞": "\\infty "}
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 
 
@@ -265,9 +271,15 @@ def _side_in_words(text: str, start: int) -> Amount | None:
 def _symbolic(statement: str, text: str) -> str:
     """The statement where it is mathematics that math-verify can judge; empty where words or a hedge are in it."""
     body = re.sub(r"\\text\s*\{[^{}]*\}", "", statement)
+    if marked := re.fullmatch(r"\$([^$]+)\$[\sA-Za-z.^0-9]*", body.strip()):  # $3\sqrt{2}$ cm
+        body = marked[1]
+    body = _TRAILING_UNIT.sub("", body)
+    body = re.sub(r"(?:√|(?<![\\\w])sqrt)\s*(?:\(([^()]*)\)|([0-9]+|[a-z]))", r"\\sqrt{\1\2}", body)
+    for sign, command in _COMMANDS.items():
+        body = body.replace(sign, command)
     bare = _COMMAND.sub(" ", body)
     if re.search(r"[^\W\d_]{3,}", bare) or _CHANGED.search(text) or not re.search(r"[0-9A-Za-z]", bare):
         return ""
-    is_math = bool(_COMMAND.search(body)) or bool(re.search(r"[-+*/^=()]", body))
+    is_math = bool(_COMMAND.search(body)) or "\\{" in body or bool(re.search(r"[-+*/^=()]", body))
     letters = re.fullmatch(r"\s*\$?[A-Za-z]\$?\s*", body)
     return body.strip(" .*$") if is_math or letters or re.fullmatch(r"\$?[0-9]+[a-z]\$?", body.strip()) else ""
