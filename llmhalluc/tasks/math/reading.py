@@ -64,10 +64,10 @@ _START = re.compile(rf"[0-9{OPENED}]|\.[0-9]")
 # What may stand before a number and leave it as it is; `_TURNING` before it changes it.
 _LEAD = re.compile(r"[\w\s:,.;='≈\u2014*#/-]*")
 _TURNING = frozenset(
-    "not no never none nothing neither nor nobody anything less more fewer greater least most under over below above "
-    "up between either dozen half twice double triple quarter third step part question problem case option choice "
-    "chapter section figure exercise example item square cube root sqrt factorial from until except without almost nearly "
-    "maximum minimum unknown page day year before after every if than".split()
+    "not no never none nothing neither nor nobody anything less more fewer greater least most under over below "
+    "above up between either dozen half twice double triple quarter third step part question problem case option "
+    "choice chapter section figure exercise example item square cube root sqrt factorial from until except "
+    "without almost nearly maximum minimum unknown page day year before after every if than".split()
 )
 _LOSS = re.compile(r"\b(?:loss|deficit|debt) of\s*\Z")
 _NAME = re.compile(r"[A-Za-z](?:_?[A-Za-z0-9])?|[^\W\d_]{2,}(?:['\s-]+[^\W\d_]+)*")
