@@ -135,9 +135,8 @@ class DPORun(ResumableTrainer, ReadyPairs, DPOTrainer):
             models.append(self.accelerator.unwrap_model(self.ref_model))
         for model in models:
             score_through_model(model, weights=weights)
-        self.base_weights: list[float] = self.loss_weights
         # Pairs and chosen labels of an average micro-batch, of all that one step accumulates in all processes.
-        self.average = torch.ones(2, device=self.args.device)
+        self.average: torch.Tensor | None = None
         # Of this process, since the last log: tokens of both traces, pairs.
         self.counts = torch.zeros(2, dtype=torch.int64, device=self.args.device)
 
@@ -154,11 +153,11 @@ class DPORun(ResumableTrainer, ReadyPairs, DPOTrainer):
 
         Raises UserError when the loss of a training batch is not finite.
         """
-        self.loss_weights = self.base_weights
-        if self.model.training:
+        self.loss_weights = self.args.loss_weights or [1.0] * len(self.loss_types)
+        if self.model.training and self.average is not None:
             of_pairs, of_labels = (_sizes(inputs).to(self.average.device) / self.average).tolist()
             shares = [of_labels if kind == "sft" else of_pairs for kind in self.loss_types]
-            self.loss_weights = [weight * share for weight, share in zip(self.base_weights, shares, strict=True)]
+            self.loss_weights = [weight * share for weight, share in zip(self.loss_weights, shares, strict=True)]
         # accelerate put autocast around the forward that score_through_model replaced in the reference.
         with self.accelerator.autocast():
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

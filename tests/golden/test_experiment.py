@@ -72,5 +72,6 @@ def test_the_kept_results_tell_the_arms_apart():
     kept = compare.read(NAME)
     for variant in ("greedy", "sampled"):
         rows = [kept[f"arm {arm} {variant}"] for arm in ("sft", "own", "dpo", "grpo")]
-        assert len({row["accuracy"] for row in rows}) == len({row["erasures_per_sample"] for row in rows}) == 4
+        assert len({(row["accuracy"], row["emitted_per_sample"]) for row in rows}) == 4
+        assert len({row["erasures_per_sample"] for row in rows}) == 4
         assert all(row["accuracy"] > 0 and row["erasures_per_sample"] > 0 and row["seeds"] == 2 for row in rows)

@@ -84,7 +84,7 @@ RIGHT = [
     ("\\frac12", "#### 1/2"), ("#### 3\\sqrt{2}", "\\boxed{3\\sqrt{2}}"), ("x+1", "\\boxed{1 + x}"),
     ("42", "\\boxed{\\sqrt{1764}}"), ("18", "The answer, therefore, is 18."), ("18", "#### Rs. 18"),
     ("3\\sqrt{2}", "#### 3√2"), ("3\\sqrt{2}", "The answer is 3 * sqrt(2)."), ("3\\sqrt{2}", "#### $3\\sqrt{2}$ cm"),
-    ("12\\pi", "#### 12π"), ("12\\pi", "#### 12\\pi cm^2"), ("\\{1,2\\}", "\\boxed{\\{2, 1\\}}"), 
+    ("12\\pi", "#### 12π"), ("12\\pi", "#### 12\\pi cm^2"), ("\\{1,2\\}", "\\boxed{\\{2, 1\\}}"),
     ("3:2", "\\boxed{3:2}"), ("(1,2)", "\\boxed{(1, 2)}"), ("x^2-1", "\\boxed{(x-1)(x+1)}"),
 ]  # fmt: skip
 WRONG = [
@@ -107,7 +107,7 @@ WRONG = [
         "24 points per answer = 18", "#### 18 = x + 1", "#### 18 remainder 3", "#### 18 hours and 30 minutes",
     )],
     ("#### 3\\sqrt{2}", "#### 3"), ("#### 10:30", "#### 10"), ("#### 5 1/2", "#### 5"), ("#### 2^{10}", "#### 2"),
-    ("18", "The answer is 18 or so, maybe 21."), ("18", "The answer is 18 below zero."), 
+    ("18", "The answer is 18 or so, maybe 21."), ("18", "The answer is 18 below zero."),
     ("18", "The answer is 18 over 2."),
     ("18", "\\boxed{x=18 \\text{ or } x=-18}"), ("18", "The answer is anything but 18."), ("18", "#### a dozen 18s"),
     ("18", "#### 18 was my guess but it is 19"), ("3", "The answer is 3 * sqrt(2)."), ("3:2", "#### 1.5"),
