@@ -9,7 +9,7 @@ from llmhalluc.hparams.command_line import parse
 
 SECTIONS = ("model", "gen", "eval")
 COLUMNS = ("n", "accuracy", "accuracy_low", "accuracy_high", "erasures_per_sample", "samples_with_erasure",
-           "emitted_per_kept", "backtrack_precision", "backtrack_recall")  # fmt: skip
+           "emitted_per_kept", "cut_off", "backtrack_precision", "backtrack_recall")  # fmt: skip
 
 
 def main() -> None:
@@ -21,14 +21,25 @@ def main() -> None:
 
 
 def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """`{variant: {task: {metric: value}}}` as a line a task and variant; a dash where there is no value."""
-    rows = [("variant", "task", *(column.replace("_", " ") for column in COLUMNS))]
+    """`{variant: {task: {metric: value}}}` as a line a task and variant; a dash where there is no value.
+
+    The last column has the metrics of a task that has no accuracy, as lm-eval calls them.
+    """
+    rows = [("variant", "task", *(column.replace("_", " ") for column in COLUMNS), "other scores")]
     for variant, tasks in results.items():
         for task, metrics in tasks.items():
             values = (metrics.get(column) for column in COLUMNS)
-            rows.append((variant, task, *("-" if value is None else f"{round(value, 4):g}" for value in values)))
+            shown = ["-" if value is None else f"{round(value, 4):g}" for value in values]
+            rows.append((variant, task, *shown, "" if metrics.get("accuracy") is not None else _other_scores(metrics)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _other_scores(metrics: dict[str, Any]) -> str:
+    """The metrics that are the task's own."""
+    ours = ("n", "truncated_prompts", "emitted_per_sample", *COLUMNS)
+    own = [(name, value) for name, value in metrics.items() if name not in ours and not name.endswith("_stderr")]
+    return ", ".join(f"{name} {value:.4g}" for name, value in own if value is not None)
 
 
 if __name__ == "__main__":
