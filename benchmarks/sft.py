@@ -28,7 +28,7 @@ from llmhalluc.data.manager import load_datasets
 from llmhalluc.extras.constant import REPOSITORY
 from llmhalluc.hparams.sections import BacktrackArguments, DataArguments, ModelArguments
 from llmhalluc.models.loader import load
-from llmhalluc.train.trainer import TraceTrainer
+from llmhalluc.train.sft import SFTRun
 
 GSM8K = Path(os.environ.get("LLMHALLUC_DATA", REPOSITORY.parent / "shared/data")) / "gsm8k/train.jsonl"
 BACKTRACK = BacktrackArguments(context="block", error_labels="redirect")
@@ -79,9 +79,9 @@ def main() -> int:
         ready = Dataset.from_list([{key: row[key] for key in ("input_ids", "labels")} for row in rows])
         return SFTTrainer(model=plain, args=args, processing_class=tokenizer, train_dataset=ready)
 
-    def ours(args: SFTConfig, sampler: DrawSampler, packing: bool) -> TraceTrainer:
+    def ours(args: SFTConfig, sampler: DrawSampler, packing: bool) -> SFTRun:
         collator = TraceCollator(tokenizer.pad_token_id, packing)
-        return TraceTrainer(
+        return SFTRun(
             model=model, args=args, processing_class=tokenizer, traces=traces, eval_traces=None, sampler=sampler,
             collator=collator,
         )  # fmt: skip
