@@ -1,5 +1,7 @@
 """Laws 1 and 2 and the three contexts, against a slow stack machine and a slow list of visible rows."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -228,3 +230,44 @@ def test_unoffered_says_what_decoding_had_left_out(trace, ban_erased, budget, n_
         banned = erased if ban_erased and len(erased) + closed < n_vocabulary else set()
         assert sorted(gone) == sorted([BT] * closed + [*banned])
     assert len(found) == len(trace)
+
+
+def test_a_copy_of_a_tape_goes_its_own_way():
+    tape = Tape([1], BT, "soft", ban_erased=True, max_erasures=3)
+    for token in (5, 6, BT):
+        tape.feed(token)
+    twin = tape.copy()
+    for token in (7, BT, BT):
+        twin.feed(token)
+    assert (tape.surviving, tape.columns, tape.erased) == ([5], [1, 5, 6, BT], 1)
+    assert tape.penalties == {1: {6: -math.inf}} and twin.surviving == [] and twin.penalties == {0: {5: -math.inf}}
+    assert twin.erased == 3 and len(twin.columns) == 7
+    tape.feed(8)
+    assert twin.surviving == [] and tape.erase(1) == (BT, 3)
+
+
+@pytest.mark.parametrize("most", [math.inf, 2])
+def test_nothing_to_add_is_said_where_there_is_no_penalty(most):
+    plain = Tape([1], None, "soft")
+    assert plain.nothing_to_add() and plain.penalties_here(9) == {}
+    tape = Tape([1], BT, "soft", ban_erased=True, max_erasures=most)
+    said = []
+    for token in (5, 6, BT, 7, BT, 8):
+        said.append((tape.nothing_to_add(), tape.penalties_here(9)))
+        tape.feed(token)
+    bans = [{BT: -math.inf}, {}, {}, {6: -math.inf}, {}, {6: -math.inf, 7: -math.inf}]
+    assert [found for _, found in said] == [*bans[:5], bans[5] | ({BT: -math.inf} if most == 2 else {})]
+    assert [nothing for nothing, _ in said] == [not found for _, found in said]
+    assert Tape([1], BT, "soft").ban_erased is False
+
+
+def test_a_penalty_of_an_operator_adds_up_and_stays_with_its_place():
+    tape = Tape([1], BT, "rewind")
+    for token in (5, 6):
+        tape.feed(token)
+    assert tape.erase(1, -2.0) == (5, 1) and tape.penalties_here(9) == {6: -2.0}
+    tape.feed(6)
+    tape.erase(1, -3.0)
+    assert tape.penalties_here(9) == {6: -5.0}
+    tape.feed(BT)
+    assert tape.penalties == {} and tape.columns == [1]
