@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from llmhalluc.tasks.math.expressions import Token, evaluate
-from llmhalluc.tasks.math.numerals import SCALES, number_in_words
+from llmhalluc.tasks.math.numerals import SCALES, SMALL, number_in_words
 from llmhalluc.tasks.math.plain import CLOSED, OPENED, plain
 from llmhalluc.tasks.math.units import Amount, with_unit
 
@@ -254,7 +254,10 @@ def _in_words(text: str) -> tuple[Fraction, ...]:
     words = re.findall(r"[^\W\d_]+", text.lower())
     at = 1 if words[:1] in (["minus"], ["negative"]) else 0
     found = number_in_words(words[at:])
-    if not found or _CHANGED.search(text) or re.search(r"\b(?:or|of|to|and|than)\b", " ".join(words[at + found[1] :])):
+    behind = words[at + found[1] :] if found else []
+    if not found or _CHANGED.search(text) or not SMALL.keys().isdisjoint(behind):
+        return ()
+    if not {"or", "of", "to", "and", "than"}.isdisjoint(behind):
         return ()
     return (-found[0] if at else found[0],)
 
