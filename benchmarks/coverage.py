@@ -16,6 +16,7 @@ import numpy as np
 
 from llmhalluc.eval.stats import difference, mean
 from llmhalluc.extras.constant import REPOSITORY
+from llmhalluc.report.tables import put_into
 
 DIFFICULTY, GAIN = 1.5, 0.4
 GRID = {
@@ -25,7 +26,6 @@ GRID = {
     "spread": (0.0, 0.3, 0.6),
 }
 DOCUMENT = REPOSITORY / "docs" / "statistics.md"
-BEGIN, END = "<!-- benchmarks/coverage.py -->", "<!-- end -->"
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(61)
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
 
@@ -107,9 +107,7 @@ def main() -> None:
     given = parser.parse_args()
     text = table(given.runs, given.seed)
     if given.write:
-        document = DOCUMENT.read_text(encoding="utf-8")
-        start, end = document.index(BEGIN) + len(BEGIN), document.index(END)
-        DOCUMENT.write_text(f"{document[:start]}\n{text}\n{document[end:]}", encoding="utf-8")
+        put_into(DOCUMENT, "benchmarks/coverage.py", text)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ from statistics import fmean
 
 from llmhalluc.extras.constant import REPOSITORY
 from llmhalluc.hparams.sections import RewardArguments
+from llmhalluc.report.tables import put_into
 from llmhalluc.reward.bt import SCORES, BacktrackRewardFunction, curriculum_weights, mix
 from llmhalluc.tasks.math.solution import clean_solution
 
 GSM8K = Path(os.environ.get("LLMHALLUC_DATA", REPOSITORY.parent / "shared/data")) / "gsm8k/test.jsonl"
 DOCUMENT = REPOSITORY / "docs" / "reward.md"
-BEGIN, END = "<!-- benchmarks/reward.py -->", "<!-- end -->"
 BACKTRACK, EOS = 0, 1
 PROGRESS = {"start": 0.0, "middle": 0.25, "end": 1.0}  # shares of training; the curriculum ends at 0.5
 
@@ -183,9 +183,7 @@ def main() -> None:
     text = report(scores(problems, given.seed), len(problems))
     print(text)
     if given.write:
-        document = DOCUMENT.read_text(encoding="utf-8")
-        start, end = document.index(BEGIN) + len(BEGIN), document.index(END)
-        DOCUMENT.write_text(f"{document[:start]}\n{text}\n{document[end:]}", encoding="utf-8")
+        put_into(DOCUMENT, "benchmarks/reward.py", text)
 
 
 if __name__ == "__main__":

@@ -33,14 +33,17 @@ def _samples(
 ) -> list[dict[str, Any]]:
     """The samples of a task and variant; `flipped` says whether one is right where the baseline's is not, or not."""
     task, variant = place
-    read = {cell.name: list(tables.read_samples(folders[cell.name], variant, task)) for cell in done}
+    read = {
+        cell.name: {tables.identity(one): one for one in tables.read_samples(folders[cell.name], variant, task)}
+        for cell in done
+    }
     cells = {(label(cell.arm, cell.point), cell.point.get("seed")): cell.name for cell in done}
     found = []
     for cell in done:
         other = cells.get((label(*baseline(cell)), cell.point.get("seed")))
-        theirs = {} if other is None else {tables.identity(one): one["correct"] for one in read[other]}
-        for sample in read[cell.name]:
-            before, now = theirs.get(tables.identity(sample)), sample["correct"]
+        theirs = {} if other is None else read[other]
+        for key, sample in read[cell.name].items():
+            before, now = theirs[key]["correct"] if key in theirs else None, sample["correct"]
             flipped = "" if None in (before, now) or before == now else "won" if now > before else "lost"
             found.append(
                 {

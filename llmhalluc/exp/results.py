@@ -132,9 +132,14 @@ def rows(made: list[Sheet], baseline: Baseline) -> list[Row]:
         if row["level"] == "arm" and row["difference"] is not None:
             compared.setdefault(json.dumps([row["variant"], row["task"]]), []).append(row)
     for group in compared.values():
-        for row, apart in zip(group, stats.holm([row["difference_p"] for row in group]), strict=True):
-            row["verdict"] = ("better" if row["difference"] > 0 else "worse") if apart else None
+        _set_verdicts(group)
     return found
+
+
+def _set_verdicts(compared: list[Row]) -> None:
+    """Say of each difference whether it is one after Holm's correction for all of them."""
+    for row, apart in zip(compared, stats.holm([row["difference_p"] for row in compared]), strict=True):
+        row["verdict"] = ("better" if row["difference"] > 0 else "worse") if apart else None
 
 
 def _key(sheet: Sheet, place: Any) -> str:
@@ -231,8 +236,7 @@ def pairs(made: list[Sheet]) -> list[Row]:
             place = {"task": task, "variant": variant, "arm": arm, "against": other, "score": group[0].score}
             counts = {"seeds": seeds, "problems": len(gains), "won": sorted(won), "lost": sorted(lost)}
             here.append(place | _spread("difference", estimate) | {"difference_p": estimate.p} | counts)
-        for row, apart in zip(here, stats.holm([row["difference_p"] for row in here]), strict=True):
-            row["verdict"] = ("better" if row["difference"] > 0 else "worse") if apart else None
+        _set_verdicts(here)
         found += here
     return found
 

@@ -68,20 +68,25 @@ def table(results: dict[str, Any], level: str = "arm") -> str:
 
 def markdown(results: dict[str, Any], level: str = "arm") -> str:
     """The rows of a level as a Markdown table, with the notes above it."""
-    made = columns(in_order(results, level), results["baseline"])
-    lines = [[" ".join(heading).strip() for heading in made], ["---"] * len(made), *zip(*made.values(), strict=True)]
-    rows = ["| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines]
+    head, *lines = _lines(results, level)
+    every = [head, ["---"] * len(head), *lines]
+    rows = ["| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in every]
     return "\n".join([f"# {results['name']}", "", *notes(results), "", *rows, ""])
 
 
 def latex(results: dict[str, Any], level: str = "arm") -> str:
     """The rows of a level as a LaTeX tabular (booktabs), with the notes as a comment."""
-    made = columns(in_order(results, level), results["baseline"])
-    lines = [[" ".join(heading).strip() for heading in made], *zip(*made.values(), strict=True)]
+    lines = _lines(results, level)
     head, *rows = [" & ".join(map(_latex_text, line)) + r" \\" for line in lines]
     body = [r"\toprule", head, r"\midrule", *rows, r"\bottomrule"]
     comments = [f"% {note}" for note in notes(results)]
-    return "\n".join([*comments, rf"\begin{{tabular}}{{l{'r' * (len(made) - 1)}}}", *body, r"\end{tabular}", ""])
+    return "\n".join([*comments, rf"\begin{{tabular}}{{l{'r' * (len(lines[0]) - 1)}}}", *body, r"\end{tabular}", ""])
+
+
+def _lines(results: dict[str, Any], level: str) -> list[list[str]]:
+    """The headings in one line each, then the rows of a level."""
+    made = columns(in_order(results, level), results["baseline"])
+    return [[" ".join(heading).strip() for heading in made], *map(list, zip(*made.values(), strict=True))]
 
 
 def _latex_text(text: str) -> str:
@@ -95,10 +100,14 @@ def notes(results: dict[str, Any]) -> list[str]:
     tasks = {row["task"]: row["problems"] for row in found}
     seeds, compared = sorted({row["seeds"] for row in found}), any(row["paired_seeds"] for row in found)
     count = " or ".join(map(str, seeds))
+    # Tables from before rows had a score have the intervals of then.
+    method = (
+        "(docs/statistics.md)" if all("score" in row for row in found) else "by a bootstrap over seeds and problems"
+    )
     lines = [
         f"{count} seed{'s' if seeds != [1] else ''}, "
         + ", ".join(f"{problems} problems of {task}" for task, problems in tasks.items())
-        + "; 95% intervals (docs/statistics.md)"
+        + f"; 95% intervals {method}"
         + (f"; differences against {results['baseline']} are paired." if compared else ".")
     ]
     if trained_on(found):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -65,6 +66,15 @@ VERDICTS = {
 def verdict(low: float, high: float) -> tuple[str, str]:
     """What the interval of the one difference that is shown says, as a tone and as a verb."""
     return VERDICTS["better" if low > 0 else "worse" if high < 0 else None]
+
+
+def put_into(document: Path, source: str, text: str) -> None:
+    """Replace what a document holds between `<!-- source -->` and `<!-- end -->`; ValueError where they are missing."""
+    mark = f"<!-- {source} -->"
+    held = document.read_text(encoding="utf-8")
+    start = held.index(mark) + len(mark)
+    end = held.index("<!-- end -->", start)
+    document.write_text(f"{held[:start]}\n{text}\n{held[end:]}", encoding="utf-8")
 
 
 def plain(value: Any) -> str:

@@ -20,7 +20,6 @@ from llmhalluc.tasks.base import CutOff, Record, Verdict
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 _BATCH_LIMITS = 4  # times reward.verify_timeout that the answers of one batch may take together
 
 
@@ -145,8 +144,8 @@ class BacktrackRewardFunction:
         surviving = apply_backtracking(completion_ids, self.backtrack_id)
         text = self.tokenizer.decode(surviving, skip_special_tokens=True)
         if self.max_tokens and len(completion_ids) >= self.max_tokens:
-            last = self.tokenizer.decode(completion_ids[-1:], skip_special_tokens=True)
-            text = CutOff(text) if last or completion_ids[-1] == self.backtrack_id else text
+            ended = completion_ids[-1] != self.backtrack_id and not self.piece(completion_ids[-1])
+            text = text if ended else CutOff(text)
         erased = judge_erasures(completion_ids, self.backtrack_id, self.piece, task, record)
         idle = len(completion_ids) - len(surviving) - 2 * sum(erased)
         verdict = TASKS[task].check(text, record, self.args.verify_timeout if limit is None else limit)

@@ -111,6 +111,7 @@ def test_a_table_from_before_there_were_other_scores_is_shown():
     for path in (REPOSITORY / "docs" / "results").glob("*.json"):
         found = json.loads(path.read_text())
         assert found["name"] in table.table(found) and "accuracy" in table.markdown(found)
+        assert "95% intervals by a bootstrap" in table.table(found), "its intervals are those of then"
 
 
 def test_rows_of_a_variant_stand_together():

@@ -23,6 +23,7 @@ _HEADING = re.compile(r"####\s*[0-9]{1,2}[.):]\s+[^\W\d_]")
 _CORRECTION = re.compile(
     r"\b(?:no|wait|actually|sorry|correction|oops|mistake|rather|i mean|should be|wrong|incorrect)\b", re.IGNORECASE
 )
+_DIGITS, _BLANK = re.compile(r"[0-9]+(?:\.[0-9]+)?"), re.compile(r"[\s:*]*")
 _LAST_NUMBER = re.compile(r"[-\u2212]?[$€£]?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)(?:/[0-9]+)?")
 
 
@@ -56,9 +57,8 @@ def stated_answers(text: str) -> list[Answer]:
     marks = [mark for mark in _MARK.finditer(text) if not _is_in_passing(text, mark)][-_MOST_MARKS:]
     answers = [_box(text, mark) if mark.lastgroup == "box" else _line(text, mark) for mark in marks]
     answers = [answer for answer in answers if answer is not None]
-    headings = [answer for answer in answers if _HEADING.match(text, answer.start)]
     if len(answers) > 1:
-        answers = [answer for answer in answers if answer not in headings]
+        answers = [answer for answer in answers if not _HEADING.match(text, answer.start)]
     # What states no number and has no digit is a remark: `the answer is reasonable`.
     return [answer for answer in answers if not answer.reading.is_empty or re.search(r"[0-9]", answer.text)]
 
@@ -82,8 +82,8 @@ def _box(text: str, mark: re.Match[str]) -> Answer | None:
     """The contents of the braces after a mark, or the digits without braces."""
     at, depth = mark.end(), 0
     if text[at] != "{":
-        bare = re.compile(r"[0-9]+(?:\.[0-9]+)?").match(text, at)
-        return None if bare is None else _answer(text, mark.start(), at, bare.end(), len(text) > bare.end())
+        stop = _DIGITS.match(text, at).end()
+        return _answer(text, mark.start(), at, stop, len(text) > stop)
     for brace in re.finditer(r"[{}]", text[at : at + LONGEST]):
         depth += 1 if brace.group() == "{" else -1
         if not depth:
@@ -96,8 +96,7 @@ def _line(text: str, mark: re.Match[str]) -> Answer | None:
     at = mark.end()
     if display := _DISPLAY.match(text, at, at + LONGEST):
         return _answer(text, mark.start(), display.start(), display.end(), True)
-    blank = re.compile(r"[\s:*]*").match(text, at)
-    at = blank.end() if blank else at
+    at = _BLANK.match(text, at).end()
     end = _SENTENCE.search(text, at, at + LONGEST)
     stop = end.start() if end else min(len(text), at + LONGEST)
     return _answer(text, mark.start(), at, stop, _completes(text, end))

@@ -12,16 +12,15 @@ from typing import NamedTuple
 
 from llmhalluc.tasks.math.answers import final_answer, gold_reading, stated_answers
 from llmhalluc.tasks.math.equations import Equation, equations
-from llmhalluc.tasks.math.solution import MARK, NUMBER, clean_solution
+from llmhalluc.tasks.math.numerals import SMALL
+from llmhalluc.tasks.math.solution import MARK, clean_solution, numbers
 
 UNCHECKED = 0.2  # of an answer without a step that counts; an answer's absence leaves this share of what steps earn
 _LAST_NUMBER = re.compile(r"[0-9][0-9,.]*\Z")
 _WORDS = {"half": 2, "twice": 2, "double": 2, "triple": 3, "quarter": 4, "dozen": 12, "dozens": 12, "hour": 60,
           "hours": 60, "minutes": 60, "day": 24, "days": 24, "week": 7, "weeks": 7, "month": 12, "months": 12,
           "year": 12, "years": 12, "hundred": 100, "third": 3, "thirds": 3}  # fmt: skip
-_WORDS |= {
-    word: i for i, word in enumerate("one two three four five six seven eight nine ten eleven twelve".split(), 1)
-}
+_WORDS |= {word: number for word, number in SMALL.items() if 1 <= number <= 12}
 
 
 class _Worked(NamedTuple):
@@ -47,7 +46,7 @@ def process_quality(text: str, question: str, gold: str, right: bool) -> float:
     answer = final_answer(text)
     share = _coverage(text, found, worked)
     if right and (worked.unread or _leads_to_answer(found, question, gold)):
-        missing = len(worked.said - set(_numbers(text)))
+        missing = len(worked.said - set(numbers(text)))
         share = 1 - missing / max(1, len(worked.results | worked.said))
     share /= 1 + len(_false(found) - worked.slips)
     return UNCHECKED + (1 - UNCHECKED) * share if answer else UNCHECKED * share
@@ -92,7 +91,7 @@ def _coverage(text: str, found: Sequence[Equation], worked: _Worked) -> float:
     hits = reached & worked.results
     tried = len(reached)
     if worked.said:
-        said = set(_numbers(text))
+        said = set(numbers(text))
         hits |= said & worked.said
         tried = max(tried, len(said) // 4)
     return len(hits) / max(len(wanted), tried // 2)
@@ -107,12 +106,13 @@ def _is_idle(step: Equation) -> bool:
 def _worked(gold: str, question: str) -> _Worked:
     """What the steps of a problem's own solution come to."""
     text = clean_solution(gold)
-    read = {step.result for step in equations(text) if step.true and not _is_idle(step)}
-    marked = {number for mark in MARK.findall(gold) for number in _numbers(mark.rpartition("=")[2])}
+    steps = equations(text)
+    read = {step.result for step in steps if step.true and not _is_idle(step)}
+    marked = {number for mark in MARK.findall(gold) for number in numbers(mark.rpartition("=")[2])}
     answer = gold_reading(gold).values
     said = frozenset(marked - read - _question_numbers(question) - set(answer))
     unread = not read and not said and bool(text.rpartition("####")[0].strip())
-    return _Worked(frozenset(read), said, _false(equations(text)), unread)
+    return _Worked(frozenset(read), said, _false(steps), unread)
 
 
 def _false(found: Sequence[Equation]) -> frozenset[tuple[str, str]]:
@@ -122,22 +122,18 @@ def _false(found: Sequence[Equation]) -> frozenset[tuple[str, str]]:
 
 def _leads_to_answer(found: Sequence[Equation], question: str, gold: str) -> bool:
     """Whether a true step, of a number of the question or of an earlier result, comes to the answer."""
-    given, results = _question_numbers(question), set()
+    known, answers = set(_question_numbers(question)), gold_reading(gold).values
     for step in found:
-        grounded = any(number in given or number in results for number in step.operands)
-        if step.true and grounded and not _is_idle(step) and step.result in gold_reading(gold).values:
+        grounded = not known.isdisjoint(step.operands)
+        if step.true and grounded and not _is_idle(step) and step.result in answers:
             return True
-        results.add(step.result)
+        known.add(step.result)
     return False
-
-
-def _numbers(text: str) -> list[Fraction]:
-    return [Fraction(number.replace(",", "")) for number in NUMBER.findall(text)]
 
 
 @lru_cache(1024)
 def _question_numbers(question: str) -> frozenset[Fraction]:
     """The numbers in a question, and hundredths of them: `20%` is used as 0.2."""
-    values = set(_numbers(question))
+    values = set(numbers(question))
     values |= {Fraction(_WORDS[word]) for word in re.findall("[a-z]+", question.lower()) if word in _WORDS}
     return frozenset(values | {value / 100 for value in values})

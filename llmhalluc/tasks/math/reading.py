@@ -46,7 +46,6 @@ class Reading(NamedTuple):
 
 NOTHING = Reading()
 
-
 _GROUPED = r"[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,3}(?:[ '][0-9]{3})+(?![0-9'])|[0-9]+"
 _TOKEN = re.compile(
     rf"""(?P<space>\s+)
@@ -167,7 +166,7 @@ def _start_of_number(text: str) -> int | None:
     start = first.start()
     if re.match(r"[^\W_]", text[start - 1 : start]):  # A42
         return None
-    while start and (text[start - 1] in "-+([ " or text[start - 1] == "\t"):
+    while start and text[start - 1] in "-+([ \t":
         start -= 1
     if word := re.search(r"(?<![^\W_])(?:minus|negative|plus)\s*\Z", text[:start], re.IGNORECASE):
         start = word.start()

@@ -1,12 +1,18 @@
 """A worked solution as the model shall write it: without calculator marks, with one form of the last line."""
 
 import re
+from fractions import Fraction
 
 from llmhalluc.tasks.math.reading import read_statement
 
 MARK = re.compile(r"<<([^<>]*)>>")  # a calculator mark: <<48/2=24>>
 DIGITS = r"(?:[0-9]+(?:,[0-9]{3}(?![0-9]))*(?:\.[0-9]+)?|\.[0-9]+)"
 NUMBER = re.compile(DIGITS)
+
+
+def numbers(text: str) -> list[Fraction]:
+    """Return the exact values of the numbers in a text, in order, without signs."""
+    return [Fraction(number.replace(",", "")) for number in NUMBER.findall(text)]
 
 
 def clean_solution(answer: str) -> str:

@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Callable, Hashable, Sequence
-from fractions import Fraction
 
 from llmhalluc.prompts import math
 from llmhalluc.tasks.base import CutOff, Record, Task, Verdict, Written
 from llmhalluc.tasks.math import process
 from llmhalluc.tasks.math.answers import Answer, final_answer, gold_reading
 from llmhalluc.tasks.math.equations import equations
-from llmhalluc.tasks.math.solution import NUMBER, clean_solution
+from llmhalluc.tasks.math.solution import clean_solution, numbers
 from llmhalluc.tasks.math.verify import Verifier, require_math_verify
 from llmhalluc.tasks.steps import ends_at
 from llmhalluc.tasks.token_errors import Runs, TokenErrors
@@ -55,7 +54,10 @@ class Math(Task):
 
         Numbers are compared exactly, other answers by math-verify in a process, which is killed after `limit` seconds.
         """
-        answer = final_answer(text)
+        return self._judge(text, final_answer(text), record, limit)
+
+    def _judge(self, text: str, answer: Answer | None, record: Record, limit: float) -> Verdict:
+        """The verdict on the answer that was read in a text."""
         if answer is None or (isinstance(text, CutOff) and not answer.complete):
             return Verdict(False, answer and answer.text, cut=isinstance(text, CutOff))
         same = self.same(answer, record["answer"], limit)
@@ -75,13 +77,8 @@ class Math(Task):
     def metrics(self, text: str, record: Record) -> dict[str, float]:
         """Return 0 or 1: strict_match as `check` says, flexible_match of the last number where nothing is marked."""
         strict = self.check(text, record).right
-        unmarked = None if strict else final_answer(text, flexible=True)
-        if isinstance(text, CutOff) and unmarked and not unmarked.complete:
-            unmarked = None
-        return {
-            "strict_match": float(strict),
-            "flexible_match": float(strict or bool(unmarked and self.same(unmarked, record["answer"]))),
-        }
+        flexible = strict or self._judge(text, final_answer(text, flexible=True), record, limit=5.0).right
+        return {"strict_match": float(strict), "flexible_match": float(flexible)}
 
     def process(self, text: str, record: Record, right: bool | None = None) -> float:
         right = self.check(text, record).right if right is None else right
@@ -104,7 +101,7 @@ class Math(Task):
 
     def step_keys(self, steps: Sequence[str], record: Record) -> list[Hashable | None]:
         """Return the exact values of each step's numbers, in order; None where it has none."""
-        return [numbers(step) for step in steps]
+        return [tuple(numbers(step)) or None for step in steps]
 
     def is_worked(self, record: Record) -> bool:
         return final_answer(record["answer"]) is not None
@@ -112,11 +109,6 @@ class Math(Task):
     def is_false(self, step: str) -> bool:
         """Return whether a step states a false equation."""
         return not all(found.true for found in equations(step))
-
-
-def numbers(text: str) -> Hashable | None:
-    """Return the exact values of the numbers in a text, in order; None where it has none."""
-    return tuple(Fraction(number.replace(",", "")) for number in NUMBER.findall(text)) or None
 
 
 TASK = Math()
