@@ -15,7 +15,7 @@ Scorer = Callable[[list[sequence.Sequence], dict[str, torch.Tensor]], Any]
 
 @contextmanager
 def hidden_states(model: torch.nn.Module, layers: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """What the modules of these names (`model.layers.3`) put out in each forward: a dict that it fills.
+    """Yield a dict that each forward fills with what the modules of these names (`model.layers.3`) put out.
 
     A layer that returns a tuple gives its first entry. Raises UserError for a name that no module has.
     """
@@ -36,13 +36,5 @@ def hidden_states(model: torch.nn.Module, layers: Sequence[str]) -> Iterator[dic
                 raise UserError(
                     f"layers holds {name!r}, and the model has no such module: its layers are {', '.join(numbered)}"
                 ) from None
-            hooks.enter_context(_removed(module.register_forward_hook(keep(name))))
+            hooks.callback(module.register_forward_hook(keep(name)).remove)
         yield found
-
-
-@contextmanager
-def _removed(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()

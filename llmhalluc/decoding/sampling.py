@@ -19,7 +19,7 @@ from llmhalluc.hparams.sections import GenArguments
 
 
 def sample(logits_BV: torch.Tensor, sequences: list[Sequence], spec: Spec) -> list[int]:
-    """The ids: argmax at temperature 0, else a draw from each sequence's own stream.
+    """Return the ids: argmax at temperature 0, else a draw from each sequence's own stream.
 
     BACKTRACK needs something to erase and a budget; what was erased at a place keeps its penalty there.
     """
@@ -42,7 +42,7 @@ def sample(logits_BV: torch.Tensor, sequences: list[Sequence], spec: Spec) -> li
 
 
 def logprobs_of(logits_BV: torch.Tensor, tokens: list[int]) -> list[float]:
-    """Log-probabilities of the full softmax at temperature 1, before anything is cut or banned."""
+    """Return log-probabilities of the full softmax at temperature 1, before anything is cut or banned."""
     chosen_B = logits_BV.gather(1, torch.tensor(tokens, device=logits_BV.device)[:, None])[:, 0]
     return (chosen_B - logits_BV.logsumexp(-1)).tolist()
 
