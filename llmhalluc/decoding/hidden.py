@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,11 +22,8 @@ def hidden_states(model: torch.nn.Module, layers: Sequence[str]) -> Iterator[dic
     """
     found: dict[str, torch.Tensor] = {}
 
-    def keep(name: str) -> Callable:
-        def hook(_module: torch.nn.Module, _inputs: tuple, output: Any) -> None:
-            found[name] = output[0] if isinstance(output, tuple) else output
-
-        return hook
+    def keep(name: str, _module: torch.nn.Module, _inputs: tuple, output: Any) -> None:
+        found[name] = output[0] if isinstance(output, tuple) else output
 
     with ExitStack() as hooks:
         for name in layers:
@@ -36,5 +34,5 @@ def hidden_states(model: torch.nn.Module, layers: Sequence[str]) -> Iterator[dic
                 raise UserError(
                     f"layers holds {name!r}, and the model has no such module: its layers are {', '.join(numbered)}"
                 ) from None
-            hooks.callback(module.register_forward_hook(keep(name)).remove)
+            hooks.callback(module.register_forward_hook(partial(keep, name)).remove)
         yield found
