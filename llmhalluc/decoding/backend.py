@@ -3,7 +3,6 @@
 Shapes: B sequences, V vocabulary.
 """
 
-from collections import Counter
 from typing import Any, Protocol
 
 import torch
@@ -43,9 +42,7 @@ class Backend(Protocol):
     most_slots: int | None
     eos_ids: list[int]
     backtrack: dict[str, Any] | None
-
-    @property
-    def forward_tokens(self) -> int: ...
+    forward_tokens: int
 
     @property
     def device(self) -> torch.device: ...
@@ -54,7 +51,7 @@ class Backend(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     def open(self, compiled: bool) -> Slots:
-        """An empty cache. Raises UserError for a model that cannot decode so."""
+        """Return an empty cache. Raises UserError for a model that cannot decode so."""
 
 
 class TorchBackend:
@@ -65,7 +62,7 @@ class TorchBackend:
 
     def __init__(self, model: PreTrainedModel):
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.tally: Counter[str] = Counter()
+        self.forward_tokens = 0
         self.name = self.model.config.model_type
         self.window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         self.backtrack = getattr(self.model.config, "backtrack", None)
@@ -82,16 +79,12 @@ class TorchBackend:
 
     def open(self, compiled: bool) -> TorchSlots:
         if not compiled:
-            return TorchSlots(self.model, self.tally)
+            return TorchSlots(self)
         from llmhalluc.decoding.compiled import CompiledSlots  # torch's compiler takes a while to import
 
-        return CompiledSlots(self.model, self.tally)
-
-    @property
-    def forward_tokens(self) -> int:
-        return self.tally["tokens"]
+        return CompiledSlots(self)
 
 
 def backend_of(model: Any) -> Backend:
-    """The backend of a model of transformers; a backend is its own."""
+    """Return the backend of a model of transformers; a backend is its own."""
     return TorchBackend(model) if isinstance(model, torch.nn.Module) else model

@@ -4,8 +4,8 @@ Every slot is fed a token, those without a sequence one that nobody looks at, an
 that a model is compiled once for each number of slots and of columns. Shapes: B sequences, S slots, V vocabulary.
 """
 
-from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch._dynamo import config, mark_static_address
@@ -23,8 +23,8 @@ MOST_SIZES = 64  # numbers of (slots, columns) that one process may compile a mo
 class CompiledSlots(TorchSlots):
     """`TorchSlots` with a fixed cache; raises UserError for a model that torch cannot compile."""
 
-    def __init__(self, model: PreTrainedModel, tally: Counter[str]):
-        super().__init__(model, tally, fixed=True)
+    def __init__(self, backend: Any):
+        super().__init__(backend, fixed=True)
         self.compiled = _compiled(self.model, self.masks)
         self.ids_S = self.positions_S = torch.zeros(0, dtype=torch.long)
 

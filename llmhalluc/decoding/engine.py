@@ -6,7 +6,7 @@ means to the cache is `backtrack.Tape`'s to say; the cache is a backend's (backe
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import groupby
+from itertools import count, groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,10 +40,10 @@ class Engine:
         self._sampler = spec.sampler or sample
         rewinds = spec.context == "rewind" and spec.erase_id is not None
         self._keeps_outputs = spec.operator is not None or rewinds
-        self._count = 0
+        self._numbers = count()
 
     def add(self, prompt_ids: list[int], key: str | None = None, limit: int | None = None) -> Sequence:
-        """A new sequence, of at most `limit` emitted tokens; it runs from the next step on.
+        """Return a new sequence, of at most `limit` emitted tokens; it runs from the next step on.
 
         It draws from the stream that `key` (default: its number) and the seed name. Of its prompt the next step
         computes what does not stand in the cache. Raises ValueError for an empty prompt or stop strings without a
@@ -57,18 +57,18 @@ class Engine:
                 f"a prompt of {len(prompt_ids)} tokens and gen.max_new_tokens {limit} do not fit into the window of "
                 f"{window} tokens: shorten it, or load the model with a larger n_ctx if it has one"
             )
-        sequence = Sequence.begin(self.spec, self._next(), prompt_ids, key, limit)
+        sequence = Sequence.begin(self.spec, next(self._numbers), prompt_ids, key, limit)
         self.waiting.append(sequence)
         return sequence
 
     @torch.inference_mode()
     def fork(self, sequence: Sequence, key: str | None = None) -> Sequence:
-        """A twin with a copy of all that the sequence has: cache, kept logits, bans, operators' state, text, counts.
+        """Return a twin with a copy of all that the sequence has: cache, kept logits, bans, operators' state, text.
 
         It computes nothing, and draws from the beginning of the stream that its own key names: as a sequence of that
         key would after the same prompt with the same text dictated. Raises ValueError for a sequence that has ended.
         """
-        twin = sequence.fork(self.spec, self._next(), key)
+        twin = sequence.fork(self.spec, next(self._numbers), key)
         if sequence in self.waiting:
             self.waiting.append(twin)
         else:
@@ -87,7 +87,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """One forward and a token for every sequence; what was added, erased and ended. Nothing runs: no event.
+        """Run one forward, sample a token for every sequence, and return what was added, erased and ended.
 
         A sequence ends at an id of `eos_ids`, at a stop string in its surviving text, or after `limit` emitted tokens,
         those that an operator erased not counted. BACKTRACK is offered only where it has something to erase and the
@@ -121,7 +121,7 @@ class Engine:
         return events
 
     def score(self, scorer: "Scorer", sequences: list[Sequence] | None = None) -> Any:
-        """What the scorer says of sequences that have run (default: those that run now).
+        """Return what the scorer says of sequences that have run (default: those that run now).
 
         It sees what an operator sees: the hidden states that the newest token of each was sampled from.
         """
@@ -183,10 +183,6 @@ class Engine:
         if sequence not in self.running:
             raise ValueError(f"sequence {sequence.key} is not in the engine, or has ended")
         return self.running.index(sequence)
-
-    def _next(self) -> int:
-        self._count += 1
-        return self._count - 1
 
 
 def decode(

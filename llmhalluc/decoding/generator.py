@@ -90,7 +90,7 @@ class Generator:
     def generate_traces(
         self, prompt_or_prompts: Prompt | Sequence[Prompt], operator: Operator | str | None = None, **given: Any
     ) -> Trace | list[Trace]:
-        """`generate` with everything that is known: emitted and surviving ids, log-probabilities, erasures, reason."""
+        """Generate as `generate` does, and return all that is known of each completion."""
         one = _is_prompt(prompt_or_prompts) or not isinstance(prompt_or_prompts, list | tuple)
         batch_size = given.pop("batch_size", 64)
         if problem := key_problem("batch_size", batch_size, _BATCH_SIZE):
@@ -102,19 +102,19 @@ class Generator:
     def stream_events(
         self, prompt: Prompt | Sequence[Prompt], operator: Operator | str | None = None, **given: Any
     ) -> Iterator[tuple[str, Any]]:
-        """The events of `generate(stream=True)`, and ("end", Trace) after them."""
+        """Return the events of `generate(stream=True)`, and ("end", Trace) after them."""
         if not _is_prompt(prompt):
             raise UserError("stream takes one prompt, a string, and got several: call it for each")
         (ids,), options = self._prepare([prompt], given)
         return self._events(ids, self._spec(options, operator))
 
     def operator(self, name: str, **parameters: Any) -> Operator:
-        """The operator of this name; BannedPhrases and Replace get the tokenizer. Raises UserError as they do."""
+        """Return the operator of this name; BannedPhrases and Replace get the tokenizer. Raises UserError as they."""
         make = TEXT_OPERATORS.get(name)
         return make_operator(name, **parameters) if make is None else make(self.tokenizer, **parameters)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a prompt: with BOS where the tokenizer wants one, never with two, never with EOS."""
+        """Return the ids of a prompt: with BOS where the tokenizer wants one, never with two, never with EOS."""
         has_bos = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
         ids = self.tokenizer(text, add_special_tokens=not has_bos).input_ids
         if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id and not text.endswith(self.tokenizer.eos_token):
@@ -122,7 +122,14 @@ class Generator:
         return ids
 
     def _spec(self, options: GenArguments, operator: Operator | str | None) -> Spec:
-        return Spec(options, self.eos_ids, self.backtrack_id, self.context, self.tokenizer, self._operator(operator))
+        """Raises UserError for an operator of an unknown name, or a class in place of an instance."""
+        if isinstance(operator, str):
+            operator = self.operator(operator)
+        elif isinstance(operator, type):
+            raise UserError(f"operator is the class {operator.__name__}: pass an instance, {operator.__name__}(...)")
+        elif operator is not None and not callable(operator):
+            raise UserError(f"operator is {operator!r}, expected a name or a function of a Step")
+        return Spec(options, self.eos_ids, self.backtrack_id, self.context, self.tokenizer, operator)
 
     def _prepare(self, prompts: Sequence[Any], given: dict[str, Any]) -> tuple[list[list[int]], GenArguments]:
         options = generation_options(given)
@@ -143,16 +150,6 @@ class Generator:
         if problems:
             raise UserError(*problems)
         return ids, options
-
-    def _operator(self, given: Operator | str | None) -> Operator | None:
-        """The operator meant. Raises UserError for an unknown name, or a class in place of an instance."""
-        if isinstance(given, str):
-            return self.operator(given)
-        if isinstance(given, type):
-            raise UserError(f"operator is the class {given.__name__}: pass an instance, {given.__name__}(...)")
-        if given is not None and not callable(given):
-            raise UserError(f"operator is {given!r}, expected a name or a function of a Step")
-        return given
 
     def _events(self, ids: list[int], spec: Spec) -> Iterator[tuple[str, Any]]:
         text = TextStream(self.tokenizer, spec.options.stop)

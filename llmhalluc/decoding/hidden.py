@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,17 +16,14 @@ Scorer = Callable[[list[sequence.Sequence], dict[str, torch.Tensor]], Any]
 
 @contextmanager
 def hidden_states(model: torch.nn.Module, layers: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """What the modules of these names (`model.layers.3`) put out in each forward: a dict that it fills.
+    """Yield a dict that each forward fills with what the modules of these names (`model.layers.3`) put out.
 
     A layer that returns a tuple gives its first entry. Raises UserError for a name that no module has.
     """
     found: dict[str, torch.Tensor] = {}
 
-    def keep(name: str) -> Callable:
-        def hook(_module: torch.nn.Module, _inputs: tuple, output: Any) -> None:
-            found[name] = output[0] if isinstance(output, tuple) else output
-
-        return hook
+    def keep(name: str, _module: torch.nn.Module, _inputs: tuple, output: Any) -> None:
+        found[name] = output[0] if isinstance(output, tuple) else output
 
     with ExitStack() as hooks:
         for name in layers:
@@ -36,13 +34,5 @@ def hidden_states(model: torch.nn.Module, layers: Sequence[str]) -> Iterator[dic
                 raise UserError(
                     f"layers holds {name!r}, and the model has no such module: its layers are {', '.join(numbered)}"
                 ) from None
-            hooks.enter_context(_removed(module.register_forward_hook(keep(name))))
+            hooks.callback(module.register_forward_hook(partial(keep, name)).remove)
         yield found
-
-
-@contextmanager
-def _removed(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()

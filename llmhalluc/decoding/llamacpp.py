@@ -52,7 +52,7 @@ class LlamaCppBackend:
         return LlamaCppSlots(self)
 
     def last_logits(self) -> np.ndarray:
-        """The (V) float32 logits after the last token fed, in llama.cpp's own memory."""
+        """Return the (V) float32 logits after the last token fed, in llama.cpp's own memory."""
         return np.ctypeslib.as_array(self._logits(), (self.llama.n_vocab(),))
 
     def hold(self, ids: list[int]) -> None:
@@ -99,7 +99,7 @@ class LlamaCppSlots:
 
 
 def load(args: ModelArguments, context: str = "soft", token: str | None = None, **llama: Any) -> tuple:
-    """(LlamaCppBackend, tokenizer) of the GGUF file `args.gguf_file` in `args.name_or_path`.
+    """Return (LlamaCppBackend, tokenizer) of the GGUF file `args.gguf_file` in `args.name_or_path`.
 
     A GGUF file does not say how the model was trained: give the context, and `token` where BACKTRACK has another name
     than ours. `llama` goes to `llama_cpp.Llama`: n_ctx (4096), n_threads, n_gpu_layers, … Raises UserError for a

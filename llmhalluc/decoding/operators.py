@@ -36,6 +36,13 @@ class Rule:
         if errors := _wrong(type(self), vars(self)):
             raise UserError(*errors)
 
+    def errs(self, sequence: Sequence) -> bool:
+        """Whether the newest token of a sequence is to be erased; a rule that reads logits judges whole steps."""
+        raise NotImplementedError
+
+    def __call__(self, step: Step) -> dict[int, Erase]:
+        return self.wishes(i for i, sequence in enumerate(step.sequences) if self.errs(sequence))
+
     def wishes(self, indices: Iterable[int], n: int | None = None) -> dict[int, Erase]:
         """Erase in the sequences of these indices."""
         source = _NAMES.get(type(self), type(self).__name__)
@@ -56,9 +63,8 @@ class ProbabilityThreshold(Rule):
 
     minimum: float = _between(0.0, 1.0, 0.05)
 
-    def __call__(self, step: Step) -> dict[int, Erase]:
-        least = math.log(self.minimum) if self.minimum > 0 else -math.inf
-        return self.wishes(i for i, sequence in enumerate(step.sequences) if sequence.logprobs[-1] < least)
+    def errs(self, sequence: Sequence) -> bool:
+        return self.minimum > 0 and sequence.logprobs[-1] < math.log(self.minimum)
 
 
 @dataclass(frozen=True)
@@ -93,11 +99,9 @@ class ProbabilityDrop(Rule):
 
     maximum: float = _between(0.0, 1.0, 0.8)
 
-    def __call__(self, step: Step) -> dict[int, Erase]:
-        def falls(logprobs: list[float]) -> bool:
-            return len(logprobs) > 1 and math.exp(logprobs[-1]) < (1 - self.maximum) * math.exp(logprobs[-2])
-
-        return self.wishes(i for i, sequence in enumerate(step.sequences) if falls(sequence.logprobs))
+    def errs(self, sequence: Sequence) -> bool:
+        logprobs = sequence.logprobs
+        return len(logprobs) > 1 and math.exp(logprobs[-1]) < (1 - self.maximum) * math.exp(logprobs[-2])
 
 
 @dataclass(frozen=True)
@@ -107,13 +111,10 @@ class ProbabilityTrend(Rule):
     window: int = _between(1, math.inf, 10)
     share: float = _between(0.0, 1.0, 0.5)
 
-    def __call__(self, step: Step) -> dict[int, Erase]:
-        def falls(logprobs: list[float]) -> bool:
-            before = logprobs[-1 - self.window : -1]
-            mean = sum(map(math.exp, before)) / self.window
-            return len(before) == self.window and math.exp(logprobs[-1]) < self.share * mean
-
-        return self.wishes(i for i, sequence in enumerate(step.sequences) if falls(sequence.logprobs))
+    def errs(self, sequence: Sequence) -> bool:
+        before = sequence.logprobs[-1 - self.window : -1]
+        mean = sum(map(math.exp, before)) / self.window
+        return len(before) == self.window and math.exp(sequence.logprobs[-1]) < self.share * mean
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,9 @@ class Repetition(Rule):
 
     maximum: int = _between(1, math.inf, 3)
 
-    def __call__(self, step: Step) -> dict[int, Erase]:
-        def repeats(ids: list[int]) -> bool:
-            return ids[-1 - self.maximum :].count(ids[-1]) > self.maximum
-
-        return self.wishes(i for i, sequence in enumerate(step.sequences) if repeats(sequence.surviving))
+    def errs(self, sequence: Sequence) -> bool:
+        ids = sequence.surviving
+        return ids[-1 - self.maximum :].count(ids[-1]) > self.maximum
 
 
 @dataclass(frozen=True)
@@ -135,10 +134,7 @@ class NGramOverlap(Rule):
 
     n: int = _between(1, math.inf, 4)
 
-    def __call__(self, step: Step) -> dict[int, Erase]:
-        return self.wishes(i for i, sequence in enumerate(step.sequences) if self._seen(sequence))
-
-    def _seen(self, sequence: Sequence) -> bool:
+    def errs(self, sequence: Sequence) -> bool:
         """Whether the newest n-gram stands earlier; remembers, a token each, its n-gram and where each stands first.
 
         All entries share the one dict of first places; what an erasure has made stale in it is seen by comparing.
@@ -214,7 +210,7 @@ _NAMES = {kind: name for name, kind in OPERATORS.items()}
 
 
 def make_operator(name: str, **parameters: Any) -> Operator:
-    """The operator of this name. Raises UserError, one sentence each, for unknown names and values out of range."""
+    """Return the operator of this name. Raises UserError, a sentence each, for unknown names and invalid values."""
     if name not in OPERATORS:
         raise UserError(f"operator {name!r} is unknown{did_you_mean(name, OPERATORS)}")
     kind = OPERATORS[name]

@@ -1,5 +1,6 @@
 """What a caller may say about a generation, checked before torch is imported."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import secrets
@@ -30,7 +31,7 @@ NAMES = tuple(_KEYS)
 
 
 def generation_options(given: dict[str, Any]) -> GenArguments:
-    """The engine's options; seed None is a fresh one. Raises UserError, a sentence for every mistake."""
+    """Return the engine's options; seed None is a fresh one. Raises UserError, a sentence for every mistake."""
     values, problems = DEFAULTS | given, []
     for name, value in values.items():
         if name not in _KEYS:
@@ -48,13 +49,13 @@ def generation_options(given: dict[str, Any]) -> GenArguments:
 
 
 def operator_parameters() -> dict[str, list[str]]:
-    """The parameters of each operator by name."""
+    """Return the parameters of each operator by name."""
     own = {name: [field.name for field in dataclasses.fields(kind)] for name, kind in OPERATORS.items()}
     return own | TEXT_OPERATORS
 
 
 def model_section(name: str, **more: Any) -> dict[str, Any]:
-    """The `model` section for a hub name, a folder, package:NAME or a GGUF file's path."""
+    """Return the `model` section for a hub name, a folder, package:NAME or a GGUF file's path."""
     name = only_gguf(name)
     if not name.endswith(".gguf"):
         return {"name_or_path": name, **more}
@@ -66,7 +67,7 @@ def model_section(name: str, **more: Any) -> dict[str, Any]:
 
 
 def only_gguf(name: str) -> str:
-    """The path of the one GGUF file where a package or a folder holds nothing else to load, else `name`."""
+    """Return the path of the one GGUF file where a package or a folder holds nothing else to load, else `name`."""
     package = name.removeprefix("package:")
     spec = importlib.util.find_spec(package) if package != name and package.isidentifier() else None
     folder = Path(*(spec.submodule_search_locations or ()) if spec else [name]).expanduser()
@@ -83,13 +84,13 @@ class Settings:
     generation: dict[str, Any] = field(default_factory=dict)
 
     def select_operator(self, name: str | None) -> None:
-        """Another operator, with its defaults. Raises UserError for an unknown name."""
+        """Take another operator, with its defaults. Raises UserError for an unknown name."""
         if name is not None and name not in (known := operator_parameters()):
             raise UserError(f"operator {name!r} is unknown{did_you_mean(name, known)}")
         self.operator, self.parameters = name, {}
 
     def set(self, assignments: list[str]) -> None:
-        """`name=value` each, or nothing is changed. Raises UserError with a sentence for every mistake."""
+        """Set `name=value` each, or nothing. Raises UserError with a sentence for every mistake."""
         parameters, generation, problems = dict(self.parameters), dict(self.generation), []
         own = operator_parameters()[self.operator] if self.operator else []
         for assignment in assignments:
@@ -109,7 +110,7 @@ class Settings:
         self.parameters, self.generation = parameters, generation
 
     def keywords(self, make: Callable[..., Any]) -> dict[str, Any]:
-        """For `Generator.generate`; `make(name, **parameters)` is its `operator`. Raises UserError as that does."""
+        """Return keywords of `Generator.generate`; `make` is its `operator`. Raises UserError as that does."""
         operator = make(self.operator, **self.parameters) if self.operator else None
         return {"operator": operator, **self.generation}
 
@@ -119,11 +120,9 @@ class Settings:
 
 
 def plain(value: str) -> Any:
-    """A value as YAML reads it, and 1e-3 as the number it is."""
-    try:
-        return float(value) if not value.lstrip("-").isdigit() else int(value)
-    except ValueError:
-        pass
+    """Return a value as YAML reads it, and 1e-3 as the number it is."""
+    with contextlib.suppress(ValueError):
+        return int(value) if value.lstrip("-").isdigit() else float(value)
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError as error:

@@ -198,7 +198,7 @@ class Reader:
         return found
 
     def place(self, sequence: Sequence, back: int, fold: Callable[[str], str] | None = None) -> tuple[int, int]:
-        """The surviving token in which the last `back` (folded) characters begin, and how many it has before them.
+        """Return the surviving token in which the last `back` (folded) characters begin, and how many it has before.
 
         Within a group it is the token that follows those which spell what stands before.
         """
@@ -215,7 +215,7 @@ class Reader:
         return first, skipped
 
     def tail(self, sequence: Sequence, size: int) -> str:
-        """The last `size` characters of the surviving text, or all of it."""
+        """Return the last `size` characters of the surviving text, or all of it."""
         entries, parts, at = sequence.operator_state[self], deque[str](), len(sequence.surviving) - 1
         missing = size
         while at >= 0 and missing > 0:
@@ -254,7 +254,7 @@ class Automaton:
         return self.next[state].get(character, 0)
 
     def run(self, state: int, text: str) -> tuple[int, list[tuple[int, float]]]:
-        """The state after `text`, and (where it begins, at most 0 before the text, its penalty) of each string."""
+        """Return the state after `text`, and (start, negative before the text; penalty) of each string."""
         found = []
         for end, character in enumerate(text, 1):
             state = self._step(state, character)
@@ -270,8 +270,7 @@ def _added(
     tokenizer: PreTrainedTokenizerBase, special: bool, before: tuple[int, ...], ids: tuple[int, ...]
 ) -> str | None:
     """What `ids` add to the text of `before`; None where they change it."""
-    parts = (tokenizer.decode(list(part), skip_special_tokens=not special) for part in (before, before + ids))
-    old, new = parts
+    old, new = (tokenizer.decode(list(part), skip_special_tokens=not special) for part in (before, before + ids))
     return new[len(old) :] if new.startswith(old) else None
 
 

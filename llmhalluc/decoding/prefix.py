@@ -30,7 +30,7 @@ class Filling:
 
 
 def plan(new: list[Sequence], running: list[Sequence]) -> list[Filling]:
-    """How to fill each new sequence, sources first and those that are filled together side by side.
+    """Return how to fill each new sequence, sources first and those that are filled together side by side.
 
     A text that another new one has as well is copied whole. Otherwise the longest prefix that a running one has is
     copied, or what is shared with the first of the new ones that begin alike.

@@ -109,20 +109,12 @@ class _Request(NamedTuple):
     model: str | None
 
 
-class _Api(NamedTuple):
-    """How one kind of server is asked (`body`), and its reply (`read`: ids and log-probabilities)."""
-
-    path: str
-    body: Callable[[_Request], dict[str, Any]]
-    read: Callable[[dict[str, Any]], tuple[list[int], list[float]] | None]
-
-
 def _complete(spec: Spec, server: Server, connection: "_Connection", sequence: Sequence) -> Trace:
     """Ask until the sequence ends; a request is never longer than its bans and its prompt hold."""
-    api, erase_id = APIS[server.api], spec.erase_id
+    (path, body_of, read), erase_id = APIS[server.api], spec.erase_id
     while not sequence.finish_reason:
         request, banned = _request(spec, server, sequence)
-        reply = api.read(connection.ask("POST", api.path, api.body(request)))
+        reply = read(connection.ask("POST", path, body_of(request)))
         if reply is None or not reply[0]:
             raise UserError(
                 f"the server at {server.url} gives no token ids: it must know return_token_ids or "
@@ -169,7 +161,7 @@ class _Connection:
     """One connection, kept open; a request that met a broken connection or a busy server is sent again."""
 
     def __init__(self, server: Server):
-        self.url, self.timeout, self.retries = server.url, server.timeout, server.retries
+        self.server = server
         parts = urlsplit(server.url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self.connection = kind(parts.netloc, timeout=server.timeout)
@@ -177,9 +169,9 @@ class _Connection:
         self.headers = {"Content-Type": "application/json", **server.headers}
 
     def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The JSON of the server's reply. Raises UserError where it does not, or refuses."""
-        data = None if body is None else json.dumps(body)
-        for attempt in range(self.retries + 1):
+        """Return the JSON of the server's reply. Raises UserError where there is none, or a refusal."""
+        data, server = None if body is None else json.dumps(body), self.server
+        for attempt in range(server.retries + 1):
             time.sleep(0.25 * (2**attempt - 1))
             try:
                 self.connection.request(method, self.root + path, data, self.headers)
@@ -187,8 +179,8 @@ class _Connection:
                 status, text = reply.status, reply.read().decode("utf-8", "replace")
             except TimeoutError as error:
                 raise UserError(
-                    f"the server at {self.url} gave no answer within {self.timeout:g} s: allow it more time, or ask "
-                    "for fewer tokens"
+                    f"the server at {server.url} gave no answer within {server.timeout:g} s: allow it more time, or "
+                    "ask for fewer tokens"
                 ) from error
             except (OSError, http.client.HTTPException) as error:
                 self.close()
@@ -198,8 +190,9 @@ class _Connection:
                 return json.loads(text)
             problem = f"{status}: {one_line(text, 300)}"
             if status not in BUSY:
-                raise UserError(f"the server at {self.url} refuses {path} ({problem})")
-        raise UserError(f"no answer from the server at {self.url} in {self.retries + 1} tries ({problem}): is it up?")
+                raise UserError(f"the server at {server.url} refuses {path} ({problem})")
+        tries = server.retries + 1
+        raise UserError(f"no answer from the server at {server.url} in {tries} tries ({problem}): is it up?")
 
     def close(self) -> None:
         self.connection.close()
@@ -242,18 +235,19 @@ def _llamacpp_body(request: _Request) -> dict[str, Any]:
 
 
 def _llamacpp_reply(reply: dict[str, Any]) -> tuple[list[int], list[float]] | None:
-    ids, told = reply.get("tokens"), reply.get("completion_probabilities") or []
+    ids, entries = reply.get("tokens"), reply.get("completion_probabilities") or []
     if ids is None:
         return None
     # A token that ends inside a character of several bytes has no entry, and the rest are not said to be whose.
-    return ids, [entry["logprob"] for entry in told] if len(told) == len(ids) else [math.nan] * len(ids)
+    return ids, [entry["logprob"] for entry in entries] if len(entries) == len(ids) else [math.nan] * len(ids)
 
 
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-APIS = {
-    "openai": _Api("/v1/completions", _openai_body, _openai_reply),
-    "llamacpp": _Api("/completion", _llamacpp_body, _llamacpp_reply),
+# The path, the body of a request, and the ids and log-probabilities of a reply.
+APIS: dict[str, tuple[str, Callable, Callable]] = {
+    "openai": ("/v1/completions", _openai_body, _openai_reply),
+    "llamacpp": ("/completion", _llamacpp_body, _llamacpp_reply),
 }

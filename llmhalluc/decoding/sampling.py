@@ -19,15 +19,19 @@ from llmhalluc.hparams.sections import GenArguments
 
 
 def sample(logits_BV: torch.Tensor, sequences: list[Sequence], spec: Spec) -> list[int]:
-    """The ids: argmax at temperature 0, else a draw from each sequence's own stream.
+    """Return the ids: argmax at temperature 0, else a draw from each sequence's own stream.
 
     BACKTRACK needs something to erase and a budget; what was erased at a place keeps its penalty there.
     """
     options = spec.options
     logits_BV = _penalised(logits_BV, sequences, spec)
     if options.repetition_penalty not in (None, 1.0):
+        texts = [sequence.prompt_ids + sequence.surviving for sequence in sequences]
+        longest = max(map(len, texts))
+        # Filled up with its own last id, for the penalty counts an id once.
+        rows = [text + [text[-1]] * (longest - len(text)) for text in texts]
         penalty = RepetitionPenaltyLogitsProcessor(options.repetition_penalty)
-        logits_BV = penalty(_surviving_ids(sequences, logits_BV.device), logits_BV)
+        logits_BV = penalty(torch.tensor(rows, device=logits_BV.device), logits_BV)
     if options.temperature == 0:
         return logits_BV.argmax(-1).tolist()
     # Temperature keeps the order, so top-k may come first: the rest then works on K tokens, not on V.
@@ -42,7 +46,7 @@ def sample(logits_BV: torch.Tensor, sequences: list[Sequence], spec: Spec) -> li
 
 
 def logprobs_of(logits_BV: torch.Tensor, tokens: list[int]) -> list[float]:
-    """Log-probabilities of the full softmax at temperature 1, before anything is cut or banned."""
+    """Return log-probabilities of the full softmax at temperature 1, before anything is cut or banned."""
     chosen_B = logits_BV.gather(1, torch.tensor(tokens, device=logits_BV.device)[:, None])[:, 0]
     return (chosen_B - logits_BV.logsumexp(-1)).tolist()
 
@@ -83,10 +87,3 @@ def _warpers(options: GenArguments) -> LogitsProcessorList:
     if options.min_p is not None:
         warpers.append(MinPLogitsWarper(options.min_p))
     return warpers
-
-
-def _surviving_ids(sequences: list[Sequence], device: torch.device) -> torch.Tensor:
-    """(B, T) prompt and surviving ids, each filled up with its own last id: the penalty counts an id once."""
-    texts = [sequence.prompt_ids + sequence.surviving for sequence in sequences]
-    longest = max(map(len, texts))
-    return torch.tensor([text + [text[-1]] * (longest - len(text)) for text in texts], device=device)

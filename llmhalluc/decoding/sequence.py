@@ -31,7 +31,7 @@ class Trace:
     """One decoded completion.
 
     completion_ids as emitted, surviving_ids of them, text: the surviving one up to a stop string. logprobs: of each
-    emitted token under the full softmax at temperature 1. erasures counts erased tokens, events tells when and by
+    emitted token under the full softmax at temperature 1. erasures counts erased tokens, events says when and by
     whom. finish_reason: "eos", "stop", "length" or "budget". forward_passes: how often the model runs for this text
     alone, its prompt included, whoever else was in the batch and whatever was copied.
     """
@@ -70,7 +70,7 @@ class Spec:
         return self.backtrack_id if self.options.backtrack else None
 
     def budget(self, limit: int) -> int:
-        """Erasures that BACKTRACK may make in a completion of `limit` tokens, and the operator as many again."""
+        """Return how many erasures BACKTRACK may make within `limit` tokens, and the operator as many again."""
         return limit // 2 if self.options.max_erasures is None else self.options.max_erasures
 
 
@@ -126,14 +126,14 @@ class Sequence:
 
     @classmethod
     def begin(cls, spec: Spec, index: int, prompt_ids: list[int], key: str | None, limit: int) -> "Sequence":
-        """A sequence that has emitted nothing; it draws from its own stream, named by the seed and `key`."""
+        """Return one that has emitted nothing; it draws from its own stream, named by the seed and `key`."""
         key = str(index) if key is None else key
         tape = Tape(prompt_ids, spec.erase_id, spec.context, spec.options.ban_erased, spec.budget(limit))
         feed = (prompt_ids[-1], len(prompt_ids) - 1)
         return cls(index, key, prompt_ids, tape, _stream(spec, key), limit, feed)
 
     def fork(self, spec: Spec, index: int, key: str | None) -> "Sequence":
-        """A twin that goes its own way from here, and draws from the beginning of the stream named by `key`."""
+        """Return a twin that goes its own way from here, and draws from the beginning of the stream named by `key`."""
         twin, key = copy.copy(self), str(index) if key is None else key
         twin.index, twin.key, twin.draws, twin.tape = index, key, _stream(spec, key), self.tape.copy()
         twin.surviving = twin.tape.surviving
@@ -204,7 +204,7 @@ class Sequence:
         return bool(ends)
 
     def trace(self, tokenizer: Any) -> Trace:
-        """What is known of it, as a rule when it has ended."""
+        """Return what is known of it, as a rule when it has ended."""
         text = self.text
         if tokenizer is not None and self.finish_reason != "stop":
             text = tokenizer.decode(self.surviving, skip_special_tokens=True)

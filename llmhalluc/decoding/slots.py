@@ -5,12 +5,12 @@ W columns that the longest sequence fills.
 """
 
 import functools
-from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, DynamicLayer
 
 from llmhalluc.decoding.sequence import Output
 from llmhalluc.extras.errors import UserError
@@ -21,10 +21,10 @@ GROWTH = 64  # columns are added in steps of this, and of an eighth of what is t
 
 
 class TorchSlots:
-    """A model and its cache; `tally["tokens"]` counts the tokens fed."""
+    """The cache of a TorchBackend's model."""
 
-    def __init__(self, model: PreTrainedModel, tally: Counter[str], fixed: bool = False):
-        self.model, self.tally, self.masks = model, tally, mask_maker(model)
+    def __init__(self, backend: Any, fixed: bool = False):
+        self.backend, self.model, self.masks = backend, backend.model, mask_maker(backend.model)
         self.cache = SlotCache(fixed)
 
     def reserve(self, slots: int) -> None:
@@ -38,7 +38,7 @@ class TorchSlots:
     def fill(self, first: int, start: int, ids: list[list[int]]) -> None:
         """Prompts are padded on the right, where causality hides the padding, and need neither a mask nor logits."""
         done = 0
-        self.tally["tokens"] += sum(map(len, ids))
+        self.backend.forward_tokens += sum(map(len, ids))
         while done < len(ids):
             longest = len(ids[done])  # they come sorted, the longest first
             group = ids[done : done + max(1, PREFILL_TOKENS // max(1, longest))]
@@ -54,7 +54,7 @@ class TorchSlots:
         self.model.base_model(input_ids=ids_BT, position_ids=positions, past_key_values=self.cache, use_cache=True)
 
     def step(self, feeds: list[tuple[int, int]], layers: tuple[str, ...]) -> Output:
-        self.tally["tokens"] += len(feeds)
+        self.backend.forward_tokens += len(feeds)
         if layers:
             from llmhalluc.decoding.hidden import hidden_states  # few ask
 
@@ -66,7 +66,7 @@ class TorchSlots:
         return Output(logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float(), hidden)
 
     def logits(self, feeds: list[tuple[int, int]]) -> torch.Tensor:
-        """Logits (B, V) of the next tokens after (input id, position) of each sequence."""
+        """Return logits (B, V) of the next tokens after (input id, position) of each sequence."""
         ids_B, positions_B = torch.tensor(feeds, device=self.model.device).unbind(1)
         positions = [position for _, position in feeds]
         highest, lowest = max(positions), min(positions)
@@ -122,17 +122,9 @@ class SlotCache(Cache):
         for layer in self.layers:
             layer.resize()
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.start
 
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return self.start + query_length, 0
-
-
-class _SlotLayer(CacheLayerMixin):
+class _SlotLayer(DynamicLayer):
     """One layer's (S, H, C, D) keys and values."""
-
-    is_sliding = False
 
     def __init__(self, cache: SlotCache):
         super().__init__()
@@ -174,15 +166,9 @@ class _SlotLayer(CacheLayerMixin):
     def get_seq_length(self) -> int:
         return self.cache.start
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.cache.start + query_length, 0
-
-    def get_max_length(self) -> int:
-        return -1
-
 
 def mask_maker(model: PreTrainedModel) -> Callable[[torch.Tensor, int, bool], torch.Tensor | dict | None]:
-    """A function (positions_B, highest position, all the same) -> the attention mask of a step.
+    """Return a function (positions_B, highest position, all the same) -> the attention mask of a step.
 
     A row sees the columns up to its own position; in a layer with a sliding window only the newest of them. Raises
     UserError for a model whose layers keep more than keys and values.
@@ -210,11 +196,9 @@ def mask_maker(model: PreTrainedModel) -> Callable[[torch.Tensor, int, bool], to
         if kind == "sliding_attention":
             seen_BW &= columns_W > positions_B[:, None] - window
         seen = seen_BW[:, None, None]
-        return (
-            torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, lowest)
-            if kernel == "eager"
-            else seen
-        )
+        if kernel == "eager":
+            return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, lowest)
+        return seen
 
     if len(kinds) == 1:
         return lambda positions_B, highest, same: mask(positions_B, highest, same, kinds[0])

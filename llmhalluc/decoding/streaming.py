@@ -23,18 +23,30 @@ class TextStream:
         self._marks = [(0, "")]  # (number of tokens, their text)
 
     def add(self, token: int) -> list[TextEvent]:
-        """A token more."""
+        """Add a token, and return what changes."""
         self.ids.append(token)
-        return self._show(self._stable(self._text()))
+        return self._show_stable()
 
     def erase(self, count: int) -> list[TextEvent]:
-        """The last `count` tokens are gone."""
+        """Take back the last `count` tokens, and return what changes."""
         del self.ids[len(self.ids) - count :]
-        return self._show(self._stable(self._text()))
+        return self._show_stable()
 
     def finish(self, text: str) -> list[TextEvent]:
-        """The text is complete, and this is it."""
-        return self._show(text)
+        """Show the text that is known to be whole."""
+        shorter = min(len(self.shown), len(text))
+        common = next((i for i in range(shorter) if self.shown[i] != text[i]), shorter)
+        events: list[TextEvent] = [("erase", len(self.shown) - common)] if common < len(self.shown) else []
+        if common < len(text):
+            events.append(("add", text[common:]))
+        self.shown = text
+        return events
+
+    def _show_stable(self) -> list[TextEvent]:
+        """Show the text without what may still become another character or a stop string."""
+        text = self._text().rstrip(CUT_CHARACTER)
+        held = max((n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+        return self.finish(text[: len(text) - held])
 
     def _text(self) -> str:
         """Everything decoded; only the newest segment is decoded again."""
@@ -50,17 +62,3 @@ class TextStream:
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
-
-    def _stable(self, text: str) -> str:
-        text = text.rstrip(CUT_CHARACTER)
-        held = max((n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
-        return text[: len(text) - held]
-
-    def _show(self, text: str) -> list[TextEvent]:
-        shorter = min(len(self.shown), len(text))
-        common = next((i for i in range(shorter) if self.shown[i] != text[i]), shorter)
-        events: list[TextEvent] = [("erase", len(self.shown) - common)] if common < len(self.shown) else []
-        if common < len(text):
-            events.append(("add", text[common:]))
-        self.shown = text
-        return events
