@@ -11,6 +11,7 @@ import pytest
 
 from llmhalluc.hparams.parser import build
 from llmhalluc.hparams.yaml_files import to_yaml
+from llmhalluc.train.dpo import DPOExecutor
 from llmhalluc.train.sft import SFTExecutor
 from tests.train.tiny_run import raw
 
@@ -44,3 +45,16 @@ def test_two_processes_train_as_one_with_twice_the_batch_and_resume_in_the_secon
     resumed = torchrun(tmp_path / "again", config)
     for entry, expected in zip(resumed["loss"], together["loss"], strict=True):
         assert entry == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", [["sigmoid", "sft"], ["sft"]])
+def test_trap24_two_processes_have_the_dpo_loss_of_one_with_twice_the_batch(tmp_path, loss):
+    options = dict(
+        train__stage="dpo", data__converter="backtrack_dpo", train__beta=0.5, train__loss_type=loss,
+        train__max_steps=5, train__gradient_accumulation_steps=2, data__task={"count": 64},
+    )  # fmt: skip
+    alone = DPOExecutor(build(raw(tmp_path / "one", **options, train__per_device_train_batch_size=4))).run()
+    together = torchrun(tmp_path / "two", raw(tmp_path / "two", **options, train__per_device_train_batch_size=2))
+    losses = [[entry["loss"] for entry in record["loss"]] for record in (together, alone)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
