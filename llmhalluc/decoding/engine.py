@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llmhalluc.decoding.backend import Backend, backend_of
-from llmhalluc.decoding.prefix import plan
+from llmhalluc.decoding.prefix import Filling, plan
 from llmhalluc.decoding.sampling import logprobs_of, sample
 from llmhalluc.decoding.sequence import Event, Output, Sequence, Spec, Trace, check_prompts
 from llmhalluc.decoding.slots import PREFILL_TOKENS
@@ -102,6 +102,8 @@ class Engine:
         todo = self.running
         if not todo:
             return events
+        if self.spec.intervene is not None:
+            self.spec.intervene(todo)
         output = self.slots.step([sequence.feed for sequence in todo], self.spec.layers)
         for i, sequence in enumerate(todo):
             sequence.forward_passes += 1
@@ -153,13 +155,19 @@ class Engine:
 
     def _fill(self) -> None:
         """Put the waiting sequences into the cache: what stands there is copied, the rest is computed."""
-        fillings = plan(self.waiting, self.running)
+        intervene = self.spec.intervene
+        fillings = plan(self.waiting, self.running) if intervene is None else [Filling(s) for s in self.waiting]
         self.waiting = []
         slots = {sequence: slot for slot, sequence in enumerate(self.running)}
         for filling in fillings:
             slots[filling.sequence] = len(slots)
             filling.sequence.forward_passes += -(-len(filling.ids) // PREFILL_TOKENS)
         self.slots.reserve(len(slots))
+        if intervene is not None:
+            for filling in fillings:  # one by one: what is changed in a text holds for no other
+                intervene([filling.sequence])
+                self.slots.fill(slots[filling.sequence], 0, [list(filling.ids)])
+            fillings = []
         for (_, start), group in groupby(fillings, key=lambda filling: (filling.round, filling.start)):
             together = list(group)
             targets = [slots[filling.sequence] for filling in together]

@@ -1,7 +1,7 @@
 """What new sequences need not compute: prefixes that stand in the cache already, or will when another is filled."""
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llmhalluc.decoding.sequence import Sequence
 
@@ -13,10 +13,13 @@ class Filling:
     """A new sequence, the ids that its slot must hold, and whose slot the first `start` of them are copied from."""
 
     sequence: Sequence
-    ids: tuple[int, ...]
     source: Sequence | None = None
     start: int = 0
     round: int = 0  # in an earlier one its source is filled
+    ids: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self):
+        self.ids = tuple(self.sequence.tape.columns[:-1])
 
     def copy_from(self, ids: tuple[int, ...], source: Sequence | None, round: int) -> bool:
         """Take over what the slot of `source` shares with this one, if that is more than was found before."""
@@ -38,7 +41,7 @@ def plan(new: list[Sequence], running: list[Sequence]) -> list[Filling]:
     first_of: dict[tuple[int, ...], Filling] = {}
     twins = []
     for sequence in new:
-        filling = Filling(sequence, tuple(sequence.tape.columns[:-1]))
+        filling = Filling(sequence)
         first = first_of.setdefault(filling.ids, filling)
         if first is not filling:
             filling.source, filling.start, filling.round = first.sequence, len(filling.ids), 2

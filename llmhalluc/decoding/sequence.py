@@ -52,7 +52,8 @@ class Spec:
     """How sequences are decoded: the `gen` section and what the model and its caller add.
 
     operator: asked about every token sampled, or a rule of operators.py. sampler: chooses the ids in the place of
-    `sampling.sample`. layers: names of modules whose hidden states operators and scorers want to see.
+    `sampling.sample`. layers: names of modules whose hidden states operators and scorers want to see. intervene: told
+    the sequences, a row each, that the next forward feeds; as it may change the model for each, no prefix is shared.
     """
 
     options: GenArguments
@@ -63,6 +64,7 @@ class Spec:
     operator: "Callable[[Step], dict[int, Erase]] | None" = None
     sampler: "Callable[[torch.Tensor, list[Sequence], Spec], list[int]] | None" = None
     layers: tuple[str, ...] = ()
+    intervene: "Callable[[list[Sequence]], None] | None" = None
 
     @property
     def erase_id(self) -> int | None:

@@ -6,7 +6,7 @@ docs/statistics.md has the sources, the simulated coverage and the widths.
 """
 
 from collections.abc import Sequence
-from math import sqrt
+from math import inf, sqrt
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ def accuracy(correct: Sequence[float]) -> dict[str, float | None]:
     }
 
 
-def wilson(right: float, n: int) -> Estimate:
+def wilson(right: float, n: float) -> Estimate:
     """Return a share of `n` with E. B. Wilson's interval (J. Am. Stat. Assoc. 22, 1927); it stays within 0..1."""
     p = right / n
     center, spread = p + Z95**2 / (2 * n), Z95 * sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n))
@@ -105,6 +105,60 @@ def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
             break
         fallen[i] = True
     return fallen
+
+
+def clustered(values, clusters: Sequence[object], draws: int = 4000, seed: int = 0) -> list[Estimate]:
+    """Return the mean of each column of `values` (observations, quantities); every cluster weighs alike.
+
+    The bootstrap-t over clusters (Efron & Tibshirani, An Introduction to the Bootstrap, 12.5): clusters are drawn
+    again, the mean is divided by its own error; two-sided p values come from the same draws. Ends are infinite where
+    clusters are too few. Raises ValueError without observations.
+    """
+    values = np.asarray(values, dtype=float)
+    names, numbers = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
+    if values.ndim != 2 or not len(values) or len(values) != len(numbers):
+        raise ValueError(f"values have shape {values.shape}, expected (observations, quantities), and a cluster each")
+    sums = np.zeros((len(names), values.shape[1]))
+    np.add.at(sums, numbers, values)
+    means, n = sums / np.bincount(numbers)[:, None], len(names)
+    centers, ratios = means.mean(0), None
+    if n == 1:
+        return [Estimate(float(center), -inf, inf) for center in centers]
+    errors = means.std(0, ddof=1) / sqrt(n)
+    counts = np.random.default_rng(seed).multinomial(n, [1 / n] * n, size=draws) / n
+    drawn = counts @ means
+    spread = np.sqrt(np.maximum(counts @ means**2 - drawn**2, 0) / (n - 1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.where(spread > 1e-12 * np.abs(means).max(0), (drawn - centers) / spread, np.inf)
+    found = []
+    for center, error, ratio in zip(centers, errors, ratios.T, strict=True):
+        if error <= 1e-12 * abs(center):
+            found.append(Estimate(float(center), float(center), float(center), float(center == 0)))
+            continue
+        # A draw of one cluster alone has no error: it counts as the farthest on both sides.
+        low = np.quantile(np.where(np.isinf(ratio), -inf, ratio), 0.025, method="lower")
+        high = np.quantile(ratio, 0.975, method="higher")
+        p = (1 + np.count_nonzero(np.abs(ratio) >= abs(center) / error)) / (draws + 1)
+        found.append(Estimate(float(center), float(center - high * error), float(center - low * error), float(p)))
+    return found
+
+
+def clustered_share(scores: Sequence[float], clusters: Sequence[object]) -> Estimate:
+    """Return the share of 1s among 0/1 scores that come in clusters, such as several completions of a problem.
+
+    Wilson's interval for as many independent scores as these are worth: their number over the design effect (Kish,
+    Survey Sampling, 1965), which lies between 1 and the mean size of a cluster, and is that where all scores agree.
+    """
+    scores = np.asarray(scores, dtype=float)
+    names, numbers = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
+    share, n = float(scores.mean()), len(scores)
+    size = n / len(names)
+    effect = size
+    if 0 < share < 1 and len(names) > 1:
+        off = np.bincount(numbers, scores - share)
+        variance = float((off**2).sum()) / n**2 * len(names) / (len(names) - 1)
+        effect = min(max(variance / (share * (1 - share) / n), 1.0), size)
+    return wilson(share * n / effect, n / effect)
 
 
 def _crossed(matrix: np.ndarray, added: Sequence[float], prior: float) -> Estimate:

@@ -1,0 +1,165 @@
+"""The commands of `run_interp`: each finds its run, and writes what it finds into the run's folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmhalluc.interp import run as runs
+from llmhalluc.interp.config import Interp, parse
+
+DEFAULT = Path("configs/interp/backtracking_state_transition.yaml")
+app = typer.Typer(
+    help="Look inside models that take something back: run `all`, or the commands in their order.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)  # fmt: skip
+Config = Annotated[
+    Path, typer.Option(help="a YAML with the sections model, data, gen, interp and scan (docs/interp.md)")
+]
+RunId = Annotated[str, typer.Option(help="the run's folder in interp.runs_dir; none: the current one")]
+Variant = Annotated[str, typer.Option(help="an entry of interp.variants; none: the first")]
+Condition = Annotated[str, typer.Option(help="baseline, targeted or random")]
+Overrides = Annotated[list[str], typer.Argument(help="section.key=value ...", show_default=False)]
+
+
+@app.command()
+def init_run(config: Config = DEFAULT, run_id: RunId = None, overrides: Overrides = None) -> None:
+    """Make a run's folder with its resolved config and meta.json, and make it the current one."""
+    runs.init(parse(config, overrides or []), run_id)
+
+
+@app.command()
+def prepare_data(config: Config = DEFAULT, run_id: RunId = None, overrides: Overrides = None) -> None:
+    """Write the problems: data/problems.jsonl."""
+    from llmhalluc.interp.load import prepare_data
+
+    prepare_data(runs.find(parse(config, overrides or []), run_id))
+
+
+@app.command()
+def generate(
+    config: Config = DEFAULT, run_id: RunId = None, variant: Variant = None, condition: Condition = "baseline",
+    overrides: Overrides = None,
+) -> None:  # fmt: skip
+    """Complete the problems: generations/VARIANT__CONDITION.jsonl."""
+    from llmhalluc.interp.generate import generate
+
+    run = runs.find(parse(config, overrides or []), run_id)
+    generate(run, run.config.variant(variant), [condition])
+
+
+@app.command()
+def detect_events(config: Config = DEFAULT, run_id: RunId = None, overrides: Overrides = None) -> None:
+    """Find where something is taken back: backtracking_events.csv, onsets.csv, summary_metrics.json."""
+    from llmhalluc.interp.detect import detect_events
+
+    detect_events(runs.find(parse(config, overrides or []), run_id))
+
+
+@app.command()
+def formatting_sweep(config: Config = DEFAULT, run_id: RunId = None, overrides: Overrides = None) -> None:
+    """Compare the variants of the prompt: formatting_summary.csv."""
+    from llmhalluc.interp.conditions import formatting_sweep
+
+    formatting_sweep(runs.find(parse(config, overrides or []), run_id))
+
+
+@app.command()
+def make_report(
+    config: Config = DEFAULT, run_id: RunId = None, variant: Variant = None, overrides: Overrides = None
+) -> None:
+    """Draw the figures and write the report, as Markdown and as a page of its own."""
+    from llmhalluc.interp.report import make_report
+
+    run = runs.find(parse(config, overrides or []), run_id)
+    make_report(run, run.config.variant(variant))
+
+
+def _of_a_variant(name: str, meaning: str, stage: Callable[[runs.Run, str], None]) -> None:
+    """Add a command that takes --variant and nothing else of its own."""
+
+    def command(
+        config: Config = DEFAULT, run_id: RunId = None, variant: Variant = None, overrides: Overrides = None
+    ) -> None:
+        run = runs.find(parse(config, overrides or []), run_id)
+        stage(run, run.config.variant(variant))
+
+    app.command(name, help=meaning)(command)
+
+
+def _logit_lens(run: runs.Run, variant: str) -> None:
+    from llmhalluc.interp.lens_stage import logit_lens
+
+    logit_lens(run, variant)
+
+
+def _ablation_scan(run: runs.Run, variant: str) -> None:
+    from llmhalluc.interp.scan import ablation_scan
+
+    ablation_scan(run, variant)
+
+
+def _compare_conditions(run: runs.Run, variant: str) -> None:
+    from llmhalluc.interp.conditions import compare_conditions
+
+    compare_conditions(run, variant)
+
+
+def _probe(run: runs.Run, variant: str) -> None:
+    from llmhalluc.interp.probes import probe
+
+    probe(run, variant)
+
+
+def _steer(run: runs.Run, variant: str) -> None:
+    from llmhalluc.interp.directions import steer
+
+    steer(run, variant)
+
+
+def _counterfactual(run: runs.Run, variant: str) -> None:
+    from llmhalluc.interp.counterfactual import counterfactual
+
+    counterfactual(run, variant)
+
+
+def _attention(run: runs.Run, variant: str) -> None:
+    from llmhalluc.interp.attention import attention
+
+    attention(run, variant)
+
+
+def _compare_models(run: runs.Run, variant: str) -> None:
+    from llmhalluc.interp.models import compare_models
+
+    compare_models(run, variant)
+
+
+_of_a_variant("logit-lens", "What every layer would say at events and controls: logit_lens.csv.", _logit_lens)
+_of_a_variant(
+    "ablation-scan", "What every sublayer does there: ablation_importance.csv, selected_layers.json.", _ablation_scan
+)
+_of_a_variant(
+    "compare-conditions", "Whole completions without the chosen layers: condition_comparison.csv.", _compare_conditions
+)
+_of_a_variant("probe", "What a linear probe reads by layer: probes.csv.", _probe)
+_of_a_variant("steer", "Patching and doses of a direction: patching.csv, dose_response.csv.", _steer)
+_of_a_variant(
+    "counterfactual",
+    "Resample with the trigger left, banned and forced: counterfactual__VARIANT.json.",
+    _counterfactual,
+)
+_of_a_variant("attention", "What later tokens still see of what BACKTRACK erased: attention.csv.", _attention)
+_of_a_variant("compare-models", "The same events in the untuned model: model_comparison.csv.", _compare_models)
+
+
+@app.command("all")
+def run_all(
+    config: Config = DEFAULT, run_id: RunId = None, variant: Variant = None, overrides: Overrides = None
+) -> None:
+    """Every command in its order, in a new run or in the one of --run-id; what is done already is left as it is."""
+    from llmhalluc.interp.pipeline import run_everything
+
+    made: Interp = parse(config, overrides or [])
+    run_everything(runs.init(made, run_id), made.variant(variant))

@@ -1,0 +1,124 @@
+"""counterfactual: what an event is worth, by resampling from just before it with the trigger left, banned or forced.
+
+(Thought anchors: Bogdan et al. 2025, arXiv 2506.19143, here for one token and exact prefixes.) A prefix is computed
+once, its continuations are forks of the engine.
+"""
+
+import json
+import math
+from collections.abc import Sequence as Items
+from typing import Any
+
+import torch
+
+from llmhalluc.decoding.backend import TorchBackend
+from llmhalluc.decoding.engine import Engine
+from llmhalluc.decoding.sampling import sample as choose
+from llmhalluc.decoding.sequence import Sequence, Spec, Trace
+from llmhalluc.eval.stats import clustered
+from llmhalluc.extras.jsonl import resume_lines
+from llmhalluc.extras.run_folder import write_json
+from llmhalluc.interp.detect import interval, points_of
+from llmhalluc.interp.events import Point, Sample
+from llmhalluc.interp.load import Model, model_of, problems_of, task_of
+from llmhalluc.interp.run import Run
+from llmhalluc.tasks import TASKS
+from llmhalluc.tasks.base import CutOff
+
+TREATMENTS = ("left", "banned", "forced")
+
+
+def counterfactual(run: Run, variant: str) -> None:
+    """Write counterfactual.json of a variant: accuracy under each treatment and their differences, with intervals.
+
+    Raises UserError before detect-events and where it found no event.
+    """
+    config, scan = run.config, run.config.scan
+    inputs = [run.path("generations", f"{variant}__baseline.jsonl")]
+    settings = {"resamples": scan.resamples, "events": scan.counterfactual_events, "gen": config.plain()["gen"]}
+    output = run.path("analysis", f"counterfactual__{variant}.json")
+    points = points_of(run, variant)
+    settings["points"] = points.digest
+    stage, lines_path = f"counterfactual {variant}", run.path("analysis", f"resamples__{variant}.jsonl")
+    if run.is_done(stage, inputs, settings, [output]):
+        return
+    model = model_of(run)
+    lines, file = resume_lines(lines_path)
+    if lines and lines[0] != {"settings": json.loads(json.dumps(settings))}:
+        lines = []
+        file.truncate(0)
+        file.seek(0)
+    if not lines:
+        file.write(json.dumps({"settings": settings}) + "\n")
+    records, task = problems_of(run), TASKS[task_of(run)]
+    found = lines[1:]
+    done = {line["event"] for line in found}
+    for point in points.events[: scan.counterfactual_events]:
+        if point.event in done:
+            continue
+        sample = points.samples[point.at]
+        right: dict[str, list[int]] = {name: [] for name in TREATMENTS}
+        for treatment, trace in resample(run, model, sample, point):
+            text = CutOff(trace.text) if trace.finish_reason == "length" else trace.text
+            right[treatment].append(int(task.check(text, records[sample["example_id"]]).right))
+        found.append({"event": point.event, "example_id": sample["example_id"]} | right)
+        file.write(json.dumps(found[-1]) + "\n")
+        file.flush()
+    file.close()
+    write_json(output, importance(found) | {"context": model.context, "resamples": scan.resamples})
+    run.mark_done(stage, inputs, settings, [output])
+
+
+def importance(found: Items[dict[str, Any]]) -> dict[str, Any]:
+    """Return mean accuracies and their differences, with intervals over problems."""
+    clusters = [line["example_id"] for line in found]
+    means = {name: [sum(line[name]) / len(line[name]) for line in found] for name in TREATMENTS}
+    result: dict[str, Any] = {"events": len(found), "problems": len(set(clusters))}
+    for name, values in means.items():
+        result[name] = interval(clustered([[value] for value in values], clusters)[0])
+    for name, one, other in (
+        ("forced_minus_banned", "forced", "banned"), ("left_minus_banned", "left", "banned"),
+        ("forced_minus_left", "forced", "left"),
+    ):  # fmt: skip
+        values = [[a - b] for a, b in zip(means[one], means[other], strict=True)]
+        estimate = clustered(values, clusters)[0]
+        result[name] = interval(estimate) | {"p": estimate.p}
+    return result
+
+
+def resample(run: Run, model: Model, sample: Sample, point: Point) -> list[tuple[str, Trace]]:
+    """Return `scan.resamples` continuations for each treatment from just before an event.
+
+    banned and forced hold for the event's own token alone; what follows is sampled as the config says.
+    """
+    options, count = run.config.config.gen, run.config.scan.resamples
+    at = point.row + 1 - len(sample["prompt_ids"])
+    written = sample["completion_ids"][:at]
+
+    def sampler(logits: torch.Tensor, sequences: list[Sequence], spec: Spec) -> list[int]:
+        treatments = [s.key.partition("/")[0] if len(s.completion_ids) == at else "" for s in sequences]
+        banned = [i for i, treatment in enumerate(treatments) if treatment == "banned"]
+        if banned:
+            logits = logits.clone()
+            logits[banned, point.target] = -math.inf
+        tokens = choose(logits, sequences, spec)
+        for i, sequence in enumerate(sequences):
+            if len(sequence.completion_ids) < at:
+                tokens[i] = written[len(sequence.completion_ids)]
+            elif treatments[i] == "forced":
+                tokens[i] = point.target
+        return tokens
+
+    spec = Spec(options, model.eos_ids, model.loaded.backtrack_id, model.context, model.tokenizer, sampler=sampler)
+    engine = Engine(TorchBackend(model.loaded.model), spec)
+    first = engine.add(sample["prompt_ids"], key="left/0")
+    while len(first.completion_ids) < at:
+        engine.step()
+    names = [f"{name}/{number}" for name in TREATMENTS for number in range(count)][1:]
+    forks = {engine.fork(first, key=name): name for name in names} | {first: "left/0"}
+    traces = []
+    while engine.running or engine.waiting:
+        for sequence, kind, value in engine.step():
+            if kind == "end":
+                traces.append((forks[sequence].partition("/")[0], value))
+    return traces

@@ -1,0 +1,175 @@
+"""Generations of a variant under a condition: ids, true lengths and finish reasons, sample by sample on disk."""
+
+import hashlib
+import json
+from collections.abc import Sequence as Items
+from random import Random
+from typing import Any
+
+import torch
+
+from llmhalluc.data.base import encode_prompts, tokenise
+from llmhalluc.decoding.engine import decode
+from llmhalluc.decoding.operators import make_operator
+from llmhalluc.decoding.sequence import Sequence, Spec, Trace
+from llmhalluc.extras.errors import UserError, did_you_mean
+from llmhalluc.extras.jsonl import resume_lines, write_lines
+from llmhalluc.hparams.interp_args import VariantArguments
+from llmhalluc.interp.ablate import ablation, load_references, random_sets, selection
+from llmhalluc.interp.load import Model, generations_of, model_of, problems_of, task_of, write_check
+from llmhalluc.interp.packed import Edit, change_at
+from llmhalluc.interp.run import BASELINE, Run
+from llmhalluc.interp.sites import SUBLAYERS, Change, Site, Sites
+from llmhalluc.tasks import TASKS
+
+CONDITIONS = (BASELINE, "targeted", "random")
+THINK = {"none": "", "newline": "<think>\n", "inline": "<think>"}
+
+
+def generate(run: Run, variant: str, conditions: Items[str]) -> None:
+    """Complete every problem `interp.samples` times under each condition; those that are missing share their batches.
+
+    targeted: the layers of selected_layers.json are ablated, as the first of scan.ablations says, at every token, that
+    of the prompt included; random: as many other sublayers, a set of its own for each sample. Raises UserError for an
+    unknown condition, and for these two before ablation-scan.
+    """
+    for condition in conditions:
+        if condition not in CONDITIONS:
+            raise UserError(f"--condition is {condition!r}{did_you_mean(condition, CONDITIONS)}")
+    problems = run.need(run.path("data", "problems.jsonl"), "prepare-data")
+    selected = run.path("analysis", "selected_layers.json")
+    plain, scan = run.config.plain(), run.config.scan
+    settings = {
+        "gen": plain["gen"], "variant": plain["interp"]["variants"][variant], "examples": run.config.interp.examples,
+        "samples": run.config.interp.samples,
+    }  # fmt: skip
+    inputs, todo, marks = {}, [], {}
+    for condition in conditions:
+        inputs[condition], marks[condition] = [problems], settings
+        if condition != BASELINE:
+            inputs[condition].append(run.need(selected, f"ablation-scan --variant {variant}"))
+            chosen = selection(run, variant)["layers"]
+            marks[condition] = settings | {"method": scan.ablations[0], "scale": scan.scale, "layers": chosen}
+        stage, output = f"generate {variant} {condition}", run.path("generations", f"{variant}__{condition}.jsonl")
+        if not run.is_done(stage, inputs[condition][:1], marks[condition], [output]):
+            todo.append(condition)
+    if not todo:
+        return
+    model = model_of(run)
+    _complete(run, model, variant, _condition_edits(run, model, variant, todo), marks[todo[-1]])
+    for condition in todo:
+        output = run.path("generations", f"{variant}__{condition}.jsonl")
+        run.mark_done(f"generate {variant} {condition}", inputs[condition][:1], marks[condition], [output])
+    if BASELINE in todo:
+        write_check(run, model, max(generations_of(run, variant), key=lambda one: len(one["completion_ids"])))
+
+
+def prompts(model: Model, variant: VariantArguments, texts: list[str]) -> list[list[int]]:
+    """Return the ids that are fed: the instruction, the chat template and <think> of the variant, tokenised at once."""
+    tokenizer, think = model.tokenizer, THINK[variant.think]
+    texts = [text + variant.instruction for text in texts]
+    if not variant.chat:
+        return encode_prompts(tokenizer, [f"{text}\n{think}" if think else text for text in texts])
+    if tokenizer.chat_template is None:
+        raise UserError("a variant has chat true, but the tokenizer has no chat template: set false")
+    turns = [[{"role": "user", "content": text}] for text in texts]
+    chats = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return tokenise(tokenizer, [chat + think for chat in chats], special_tokens=False)[0]
+
+
+class Key(str):
+    """Names a sample's stream of draws; `edits` are what is changed in the model for it, and no part of the name."""
+
+    edits: tuple[Edit, ...] = ()
+
+
+def edits_of(key: str) -> tuple[Edit, ...]:
+    """Return what is changed in the model for a sequence of that key."""
+    return key.edits if isinstance(key, Key) else ()
+
+
+class RowEdits:
+    """Changes the model for each sequence of a batch as its key says: the `intervene` of a Spec."""
+
+    def __init__(self, sites: Sites, keys: Items[str]):
+        self.sites = sites
+        self.changes: dict[Site, Change | None] = dict.fromkeys(edit.site for key in keys for edit in edits_of(key))
+
+    def __call__(self, sequences: list[Sequence]) -> None:
+        for site in self.changes:
+            found = [
+                (row, edit) for row, one in enumerate(sequences) for edit in edits_of(one.key) if edit.site == site
+            ]
+            rows = torch.tensor([row for row, _ in found], device=self.sites.model.device)
+            edits = [edit for _, edit in found]
+            self.changes[site] = change_at((rows,), edits, self.sites, (1,)) if found else None
+
+
+def _complete(run: Run, model: Model, variant: str, edits: dict[str, list[tuple[Edit, ...]]], mark: Any) -> None:
+    """Decode what is missing under each condition, all in one batch, and write the files; sample i has edit set i."""
+    interp, options, records = run.config.interp, run.config.config.gen, problems_of(run)
+    texts = [TASKS[task_of(run)].prompt(record) for record in records.values()]
+    ids = dict(zip(records, prompts(model, run.config.variants[variant], texts), strict=True))
+    mark = hashlib.sha256(json.dumps([mark, ids]).encode()).hexdigest()[:12]
+    wanted = [(example, number) for example in records for number in range(interp.samples)]
+    files, partial, requests = {}, {}, []
+    for condition, sets in edits.items():
+        partial[condition] = run.path("generations", f".{variant}__{condition}.{mark}")
+        lines, files[condition] = resume_lines(partial[condition])
+        have = {(line["example_id"], line["sample_id"]) for line in lines}
+        for at, (example, number) in enumerate(wanted):
+            key = Key(f"{example}/{number}")
+            key.edits = sets[at % len(sets)]
+            if (example, number) not in have:
+                requests.append((condition, example, number, key))
+    keys: list[str] = [key for *_, key in requests]
+    intervene = RowEdits(model.sites, keys)
+    operator = make_operator(options.operator, **options.operator_args) if options.operator else None
+    spec = Spec(
+        options, model.eos_ids, model.loaded.backtrack_id, model.context, model.tokenizer, operator,
+        intervene=intervene if intervene.changes else None,
+    )  # fmt: skip
+
+    def finished(at: int, trace: Trace) -> None:
+        condition, example, number, _ = requests[at]
+        files[condition].write(json.dumps(_line(example, number, trace), ensure_ascii=False) + "\n")
+        files[condition].flush()
+
+    with model.sites.hooked(intervene.changes):
+        fed = [ids[example] for _, example, *_ in requests]
+        decode(model.loaded.model, fed, spec, keys=keys, batch_size=interp.batch_size, on_finish=finished)
+    for condition, path in partial.items():
+        files[condition].close()
+        lines = {(line["example_id"], line["sample_id"]): line for line in map(json.loads, path.open(encoding="utf-8"))}
+        write_lines(run.path("generations", f"{variant}__{condition}.jsonl"), (lines[one] for one in wanted))
+        for stale in path.parent.glob(f".{variant}__{condition}.*"):
+            stale.unlink()
+
+
+def _line(example: str, number: int, trace: Trace) -> dict[str, Any]:
+    return {
+        "example_id": example, "sample_id": number, "prompt_ids": trace.prompt_ids,
+        "completion_ids": trace.completion_ids, "surviving_ids": trace.surviving_ids, "text": trace.text,
+        "finish_reason": trace.finish_reason, "erasures": trace.erasures, "events": trace.events,
+    }  # fmt: skip
+
+
+def _condition_edits(run: Run, model: Model, variant: str, conditions: Items[str]) -> dict[str, list[tuple[Edit, ...]]]:
+    """The edit sets of each condition: one for targeted, one a sample for random."""
+    edits: dict[str, list[tuple[Edit, ...]]] = {}
+    selected = selection(run, variant) if set(conditions) != {BASELINE} else None
+    for condition in conditions:
+        if condition == BASELINE:
+            edits[condition] = [()]
+            continue
+        references, rng = load_references(run, variant), Random(f"{run.config.interp.seed}-{variant}")
+        chosen = [(kind, layer) for layer in selected["layers"] for kind in SUBLAYERS]
+        sets = [chosen]
+        if condition == "random":
+            count = run.config.interp.examples * run.config.interp.samples
+            sets = random_sets(model.sites, chosen, count, rng)
+        method, scale = run.config.scan.ablations[0], run.config.scan.scale
+        edits[condition] = [
+            tuple(ablation(method, site, references, scale, rng) for site in components) for components in sets
+        ]
+    return edits

@@ -1,0 +1,61 @@
+"""logit-lens: at events and their controls, what every layer would say of the event's onset id."""
+
+from random import Random
+from typing import Any
+
+from llmhalluc.interp import lens as lenses
+from llmhalluc.interp.detect import points_of
+from llmhalluc.interp.events import Sample
+from llmhalluc.interp.load import Model, model_of
+from llmhalluc.interp.run import Run, write_csv
+from llmhalluc.interp.scan import offered_rows
+
+COLUMNS = (
+    "variant", "lens", "event", "kind", "example_id", "sample_id", "pos_in_full", "target_id", "layer", "logit",
+    "logprob", "rank", "trigger_mass", "kl_to_final",
+)  # fmt: skip
+
+
+def logit_lens(run: Run, variant: str) -> None:
+    """Write logit_lens.csv of a variant, and the lens where it was fitted. Raises UserError before detect-events."""
+    config = run.config
+    inputs = [run.path("generations", f"{variant}__baseline.jsonl")]
+    settings = {key: config.plain()["scan"][key] for key in ("lens", "lens_file", "lens_rows", "lens_steps")}
+    settings["seed"] = config.interp.seed
+    output, stage = run.path("analysis", "logit_lens.csv"), f"logit-lens {variant}"
+    points = points_of(run, variant)
+    settings["points"] = points.digest
+    fitted = run.path("analysis", f"lens__{variant}.safetensors")
+    if output.exists() and run.is_done(stage, inputs, settings, [fitted]):
+        return
+    model = model_of(run)
+    lens = the_lens(run, model, points.samples)
+    lenses.save(lens, fitted)
+    triggers = sorted({point.target for point in points.events})
+    rows: list[dict[str, Any]] = []
+    for kind, own in (("event", points.events), ("control", points.paired().controls)):
+        for point in own:
+            sample = points.samples[point.at]
+            states = lenses.states(model.sites, model.rows(sample), [point.row])
+            (readings,) = lenses.read(model.sites, lens, states, [point.target], triggers)
+            place = {"variant": variant, "lens": lens.kind, "event": point.event, "kind": kind}
+            place |= {"example_id": sample["example_id"], "sample_id": sample["sample_id"], "pos_in_full": point.row}
+            for layer, reading in enumerate(readings):
+                values = zip(COLUMNS[9:], reading, strict=True)
+                rows.append(place | {"target_id": point.target, "layer": layer} | dict(values))
+    write_csv(output, rows, COLUMNS, variant=variant)
+    run.mark_done(stage, inputs, settings, [fitted])
+
+
+def the_lens(run: Run, model: Model, samples: list[Sample]) -> lenses.Lens:
+    """Return the lens of scan.lens: read from scan.lens_file, or fitted on rows of the samples."""
+    scan, rng = run.config.scan, Random(run.config.interp.seed)
+    if scan.lens_file is not None:
+        from pathlib import Path
+
+        return lenses.load(Path(scan.lens_file).expanduser(), model.sites)
+    rows = [(at, row) for at, sample in enumerate(samples) for row in offered_rows(sample)]
+    chosen = sorted(rng.sample(rows, min(scan.lens_rows, len(rows))))
+    texts = [(model.rows(samples[at]), [row for number, row in chosen if number == at])
+             for at in dict.fromkeys(at for at, _ in chosen)]  # fmt: skip
+    return lenses.fit(scan.lens, model.sites, texts, scan.lens_steps)
