@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations, product
 from math import comb, prod
 from random import Random
@@ -31,6 +32,24 @@ def ablation(method: str, site: Site, references: Outputs, scale: float, rng: Ra
         return Edit(site, scale)
     outputs = references[site]
     return Edit(site, 0.0, outputs.mean(0) if method == "mean" else outputs[rng.randrange(len(outputs))])
+
+
+@dataclass
+class Ablations:
+    """How sets of components are taken out; what resample draws differs from number to number (a point, a sample)."""
+
+    method: str
+    sets: Sequence[Sequence[Site]]
+    references: Outputs
+    scale: float = 0.5
+    seed: int = 0
+
+    def __call__(self, number: int) -> list[tuple[Edit, ...]]:
+        """Return a tuple of edits for each set."""
+        rng = Random(f"{self.seed}-{number}")
+        return [
+            tuple(ablation(self.method, site, self.references, self.scale, rng) for site in one) for one in self.sets
+        ]
 
 
 def collect_references(sites: Sites, texts: Sequence[tuple[Any, Sequence[int]]], rng: Random) -> Outputs:

@@ -54,9 +54,7 @@ def attention(run: Run, variant: str) -> None:
 def masses(model: Model, samples: Sequence[Sample]) -> list[Row]:
     """Return the rows of attention.csv without their variant."""
     shares, even, largest = [], [], torch.zeros(model.sites.layers)
-    implementation = model.loaded.model.config._attn_implementation
-    model.loaded.model.set_attn_implementation("eager")
-    try:
+    with model.eager_attention():
         for sample in samples:
             gone_QK = later_and_erased(sample, model.loaded.backtrack_id)
             rows = model.rows(sample)
@@ -68,8 +66,6 @@ def masses(model: Model, samples: Sequence[Sample]) -> list[Row]:
             shares.append(mass_LQ.mean(1).tolist())
             seen = torch.arange(1, n + 1, device=gone_QK.device)[looking]
             even.append(float((gone_QK.sum(1)[looking] / seen).mean()))
-    finally:
-        model.loaded.model.set_attn_implementation(implementation)
     clusters = [sample["example_id"] for sample in samples]
     return [
         {"layer": layer, "samples": len(samples), "problems": len(set(clusters)), "mass_on_erased": one.mean,

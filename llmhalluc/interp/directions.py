@@ -16,11 +16,11 @@ from llmhalluc.extras.errors import UserError
 from llmhalluc.interp.ablate import selection
 from llmhalluc.interp.detect import points_of
 from llmhalluc.interp.events import Point, Points, Sample
+from llmhalluc.interp.importance import split_off
 from llmhalluc.interp.lens import states
 from llmhalluc.interp.load import Model, model_of
 from llmhalluc.interp.packed import Copy, Edit, forward
 from llmhalluc.interp.run import Row, Run, write_csv
-from llmhalluc.interp.scan import test_problems
 
 PATCH_COLUMNS = (
     "variant",
@@ -62,7 +62,7 @@ def steer(run: Run, variant: str) -> None:
     model = model_of(run)
     if not points.events:
         raise UserError(f"no event of variant {variant} has a control: generate more (interp.samples)")
-    test = test_problems(points.problems, scan.test_share, config.interp.seed)
+    test = split_off(points.problems, scan.test_share, config.interp.seed)
     at_events, at_others = (states_at(model, points.samples, own) for own in (points.events, points.controls))
     rows = patching(model, points, at_events, at_others)
     write_csv(outputs[0], [{"variant": variant} | row for row in rows], PATCH_COLUMNS, variant=variant)
@@ -129,11 +129,10 @@ def dose_response(
         means = sorted(other.mean for other in null)
         low, high = np.quantile(means, [0.025, 0.975])
         p = (1 + sum(abs(mean) >= abs(one.mean) for mean in means)) / len(vectors)
-        rows.append(
-            {"dose": dose, "points": len(own), "problems": len(set(points.problems)),
-             "effect": one.mean, "low": one.low, "high": one.high, "p_null": p, "random_mean": float(np.mean(means)), "random_low": float(low),
-             "random_high": float(high), "random_directions": len(null)}
-        )  # fmt: skip
+        place = {"dose": dose, "points": len(own), "problems": len(set(points.problems))}
+        spread = {"effect": one.mean, "low": one.low, "high": one.high, "p_null": p}
+        chance = {"random_mean": float(np.mean(means)), "random_low": float(low), "random_high": float(high)}
+        rows.append(place | spread | chance | {"random_directions": len(null)})
     return rows
 
 

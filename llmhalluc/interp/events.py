@@ -112,6 +112,12 @@ def token_starts(ids: Sequence[int], decode: Callable[[list[int]], str]) -> list
     return starts
 
 
+def pieces(ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[str]:
+    """Return the text that each token adds to those before it."""
+    starts, text = token_starts(ids, decode), decode(list(ids))
+    return [text[start:stop] for start, stop in zip(starts, [*starts[1:], len(text)], strict=True)]
+
+
 def token_at(starts: Sequence[int], char: int) -> int:
     """Return the token in which a character stands."""
     return max((i for i, start in enumerate(starts) if start <= char), default=0)

@@ -15,7 +15,7 @@ from llmhalluc.decoding.sequence import Sequence, Spec, Trace
 from llmhalluc.extras.errors import UserError, did_you_mean
 from llmhalluc.extras.jsonl import resume_lines, write_lines
 from llmhalluc.hparams.interp_args import VariantArguments
-from llmhalluc.interp.ablate import ablation, load_references, random_sets, selection
+from llmhalluc.interp.ablate import Ablations, load_references, random_sets, selection
 from llmhalluc.interp.load import Model, generations_of, model_of, problems_of, task_of, write_check
 from llmhalluc.interp.packed import Edit, change_at
 from llmhalluc.interp.run import BASELINE, Run
@@ -155,21 +155,16 @@ def _line(example: str, number: int, trace: Trace) -> dict[str, Any]:
 
 
 def _condition_edits(run: Run, model: Model, variant: str, conditions: Items[str]) -> dict[str, list[tuple[Edit, ...]]]:
-    """The edit sets of each condition: one for targeted, one a sample for random."""
+    """The edits of every sample, in their order, under each condition."""
     edits: dict[str, list[tuple[Edit, ...]]] = {}
-    selected = selection(run, variant) if set(conditions) != {BASELINE} else None
+    selected, scan = selection(run, variant) if set(conditions) != {BASELINE} else None, run.config.scan
     for condition in conditions:
         if condition == BASELINE:
             edits[condition] = [()]
             continue
-        references, rng = load_references(run, variant), Random(f"{run.config.interp.seed}-{variant}")
+        count, rng = run.config.interp.examples * run.config.interp.samples, Random(run.config.interp.seed)
         chosen = [(kind, layer) for layer in selected["layers"] for kind in SUBLAYERS]
-        sets = [chosen]
-        if condition == "random":
-            count = run.config.interp.examples * run.config.interp.samples
-            sets = random_sets(model.sites, chosen, count, rng)
-        method, scale = run.config.scan.ablations[0], run.config.scan.scale
-        edits[condition] = [
-            tuple(ablation(method, site, references, scale, rng) for site in components) for components in sets
-        ]
+        sets = [chosen] if condition == "targeted" else random_sets(model.sites, chosen, count, rng)
+        made = Ablations(scan.ablations[0], sets, load_references(run, variant), scan.scale, run.config.interp.seed)
+        edits[condition] = [made(number)[number % len(sets)] for number in range(count)]
     return edits

@@ -135,7 +135,7 @@ def _translator(sites: Sites, states_PH: torch.Tensor, last_PH: torch.Tensor, st
 def save(lens: Lens, path: Path) -> None:
     """Write a lens as safetensors: `matrix.LAYER`, `bias.LAYER`, its kind in the metadata."""
     tensors = {f"matrix.{layer}": matrix.contiguous().cpu() for layer, (matrix, _) in lens.maps.items()}
-    tensors |= {f"bias.{layer}": bias.contiguous().cpu() for layer, (_, bias) in lens.maps.items()}
+    tensors |= {f"bias.{layer}": bias.clone().cpu() for layer, (_, bias) in lens.maps.items()}
     save_file(tensors, path, {"kind": lens.kind})
 
 

@@ -1,6 +1,8 @@
 """The model of a run, its problems, and the check that looking does not change it."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,6 +20,7 @@ from llmhalluc.interp.run import BASELINE, Run
 from llmhalluc.interp.sites import Sites
 from llmhalluc.models.helper import eos_ids
 from llmhalluc.models.loader import Loaded, load
+from llmhalluc.models.transformers_patches import attention_kernel
 from llmhalluc.tasks import CONVERTERS
 
 
@@ -40,6 +43,16 @@ class Model:
     def decode(self, ids: list[int]) -> str:
         """Return ids as text, special tokens as they are spelt."""
         return self.tokenizer.decode(ids)
+
+    @contextmanager
+    def eager_attention(self) -> Iterator[None]:
+        """Let the model compute its attention weights inside the block."""
+        model, before = self.loaded.model, attention_kernel(self.loaded.model.config)
+        model.set_attn_implementation("eager")
+        try:
+            yield
+        finally:
+            model.set_attn_implementation(before)
 
     def rows(self, sample: dict[str, Any]) -> Layout:
         """Return what the model was fed for a generation."""

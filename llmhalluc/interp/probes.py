@@ -10,6 +10,8 @@ from random import Random
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
@@ -18,10 +20,10 @@ from sklearn.preprocessing import StandardScaler
 from llmhalluc.backtrack import replay
 from llmhalluc.interp.detect import points_of
 from llmhalluc.interp.events import Sample
+from llmhalluc.interp.importance import split_off
 from llmhalluc.interp.lens import states
 from llmhalluc.interp.load import Model, model_of, problems_of, task_of
 from llmhalluc.interp.run import Row, Run, write_csv
-from llmhalluc.interp.scan import test_problems
 from llmhalluc.tasks import TASKS
 from llmhalluc.tasks.base import Written
 
@@ -52,7 +54,8 @@ def probe(run: Run, variant: str) -> None:
     settings["points"] = points.digest
     samples = points.samples
     stage, own = f"probe {variant}", run.path("analysis", f"probe_rows__{variant}.csv")
-    if output.exists() and run.is_done(stage, inputs, settings, [own]):
+    weights = run.path("analysis", f"probe__{variant}.safetensors")
+    if output.exists() and run.is_done(stage, inputs, settings, [own, weights]):
         return
     model = model_of(run)
     targets = {"event": [Labelled(point.at, point.row, True) for point in points.events]}
@@ -64,12 +67,15 @@ def probe(run: Run, variant: str) -> None:
         labelled = _at_most(labelled, Random(config.interp.seed))
         counts.append({"target": target, "rows": len(labelled), "positive": sum(one.label for one in labelled)})
         problems = [samples[one.at]["example_id"] for one in labelled]
-        test = test_problems(problems, config.scan.test_share, config.interp.seed)
-        found = auc_by_layer(_features(model, samples, labelled), labelled, problems, test, config.interp.seed)
+        test = split_off(problems, config.scan.test_share, config.interp.seed)
+        features = _features(model, samples, labelled)
+        found = auc_by_layer(features, labelled, problems, test, config.interp.seed)
+        if target == "event":
+            save_file(_weights(features, [one.label for one in labelled]), weights)
         rows += [{"variant": variant, "target": target, "layer": layer} | row for layer, row in enumerate(found)]
     write_csv(output, rows, COLUMNS, variant=variant)
     write_csv(own, counts, ("target", "rows", "positive"))
-    run.mark_done(stage, inputs, settings, [own])
+    run.mark_done(stage, inputs, settings, [own, weights])
 
 
 def errors(model: Model, samples: Sequence[Sample], task: Any, records: dict[str, Any]) -> list[Labelled]:
@@ -132,7 +138,7 @@ def auc_by_layer(
 
 def _scores(features_PH: np.ndarray, labels: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """What a probe trained on the rows outside says of those inside."""
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=1000))
+    model = make_pipeline(StandardScaler(), _regression())
     return model.fit(features_PH[~inside], labels).decision_function(features_PH[inside])
 
 
@@ -149,6 +155,21 @@ def auc_interval(
             areas.append(roc_auc_score(labels[rows], scores[rows]))
     low, high = np.quantile(areas, [0.025, 0.975]) if areas else (0.0, 1.0)
     return float(low), float(high)
+
+
+def _weights(features_LPH: np.ndarray, labels: Sequence[bool]) -> dict[str, torch.Tensor]:
+    """Probes of all rows, for the report: weight (L, H) and bias (L) on the states as they are; 0 with one class."""
+    layers, _, width = features_LPH.shape
+    weight, bias = torch.zeros(layers, width), torch.zeros(layers)
+    for layer, features_PH in enumerate(features_LPH if len(set(labels)) == 2 else ()):
+        scaler, model = make_pipeline(StandardScaler(), _regression()).fit(features_PH, labels)
+        weight[layer] = torch.from_numpy(model.coef_[0] / scaler.scale_)
+        bias[layer] = float(model.intercept_[0] - (model.coef_[0] / scaler.scale_) @ scaler.mean_)
+    return {"weight": weight, "bias": bias}
+
+
+def _regression() -> LogisticRegression:
+    return LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=1000)
 
 
 def _features(model: Model, samples: Sequence[Sample], labelled: Sequence[Labelled]) -> np.ndarray:
