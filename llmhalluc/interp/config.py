@@ -92,9 +92,7 @@ def _together(config: parser.Config, interp: InterpArguments, scan: ScanArgument
             f"{', '.join(PROBLEM_CONVERTERS)}"
         )
     if config.gen.operator is not None:
-        problems.append(
-            f"gen.operator is {config.gen.operator}: what a rule erased is in no trace that could be fed again"
-        )
+        problems.append(f"gen.operator is {config.gen.operator}: what a rule erased cannot be fed again, set null")
     if interp.base:
         problems += [sentence for _, sentence in check_mapping("interp.base", interp.base, ModelArguments)]
     return problems

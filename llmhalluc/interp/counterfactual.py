@@ -7,6 +7,7 @@ once, its continuations are forks of the engine.
 import json
 import math
 from collections.abc import Sequence as Items
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from llmhalluc.decoding.backend import TorchBackend
 from llmhalluc.decoding.engine import Engine
 from llmhalluc.decoding.sampling import sample as choose
 from llmhalluc.decoding.sequence import Sequence, Spec, Trace
-from llmhalluc.eval.stats import clustered
+from llmhalluc.eval.stats import clustered_difference, clustered_share
 from llmhalluc.extras.jsonl import resume_lines
 from llmhalluc.extras.run_folder import write_json
 from llmhalluc.interp.detect import interval, points_of
@@ -72,17 +73,17 @@ def counterfactual(run: Run, variant: str) -> None:
 def importance(found: Items[dict[str, Any]]) -> dict[str, Any]:
     """Return mean accuracies and their differences, with intervals over problems."""
     clusters = [line["example_id"] for line in found]
-    means = {name: [sum(line[name]) / len(line[name]) for line in found] for name in TREATMENTS}
     result: dict[str, Any] = {"events": len(found), "problems": len(set(clusters))}
-    for name, values in means.items():
-        result[name] = interval(clustered([[value] for value in values], clusters)[0])
-    for name, one, other in (
-        ("forced_minus_banned", "forced", "banned"), ("left_minus_banned", "left", "banned"),
-        ("forced_minus_left", "forced", "left"),
-    ):  # fmt: skip
-        values = [[a - b] for a, b in zip(means[one], means[other], strict=True)]
-        estimate = clustered(values, clusters)[0]
-        result[name] = interval(estimate) | {"p": estimate.p}
+    means = {}
+    for name in TREATMENTS:
+        scores = [score for line in found for score in line[name]]
+        owners = [line["example_id"] for line in found for _ in line[name]]
+        result[name] = interval(clustered_share(scores, owners))
+        means[name] = [fmean(line[name]) for line in found]
+    for one, other in (("forced", "banned"), ("left", "banned"), ("forced", "left")):
+        differences = [a - b for a, b in zip(means[one], means[other], strict=True)]
+        estimate = clustered_difference(differences, clusters)
+        result[f"{one}_minus_{other}"] = interval(estimate) | {"p": estimate.p}
     return result
 
 

@@ -140,15 +140,13 @@ def _by_place(rows: list[dict[str, str]]) -> dict[str, Any]:
     groups: dict[str, list[dict[str, str]]] = {"none": [], "early": [], "late": []}
     for row in rows:
         groups["none" if not row["first_at"] else "early" if float(row["first_at"]) < 1 / 3 else "late"].append(row)
-    return {
-        name: {"samples": len(own)}
-        | (
-            interval(clustered_share([int(r["is_correct"]) for r in own], [r["example_id"] for r in own]))
-            if own
-            else {}
-        )
-        for name, own in groups.items()
-    }
+    found: dict[str, Any] = {}
+    for name, own in groups.items():
+        found[name] = {"samples": len(own)}
+        if own:
+            scores, clusters = [int(row["is_correct"]) for row in own], [row["example_id"] for row in own]
+            found[name] |= interval(clustered_share(scores, clusters))
+    return found
 
 
 def _sample_row(sample: Sample, events: list[Event], decode) -> Row:

@@ -1,5 +1,6 @@
 """logit-lens: at events and their controls, what every layer would say of the event's onset id."""
 
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -51,11 +52,11 @@ def the_lens(run: Run, model: Model, samples: list[Sample]) -> lenses.Lens:
     """Return the lens of scan.lens: read from scan.lens_file, or fitted on rows of the samples."""
     scan, rng = run.config.scan, Random(run.config.interp.seed)
     if scan.lens_file is not None:
-        from pathlib import Path
-
         return lenses.load(Path(scan.lens_file).expanduser(), model.sites)
     rows = [(at, row) for at, sample in enumerate(samples) for row in offered_rows(sample)]
     chosen = sorted(rng.sample(rows, min(scan.lens_rows, len(rows))))
-    texts = [(model.rows(samples[at]), [row for number, row in chosen if number == at])
-             for at in dict.fromkeys(at for at, _ in chosen)]  # fmt: skip
+    by_sample: dict[int, list[int]] = {}
+    for at, row in chosen:
+        by_sample.setdefault(at, []).append(row)
+    texts = [(model.rows(samples[at]), own) for at, own in by_sample.items()]
     return lenses.fit(scan.lens, model.sites, texts, scan.lens_steps)

@@ -92,12 +92,13 @@ def _forward(sites: Sites, rows: Layout, copies: Sequence[Copy], keep: Sequence[
 
 def _changes(sites: Sites, copies: Sequence[Copy], n: int) -> dict[Site, Change]:
     """The edits of all copies by site; copy c is row n + c of the batch."""
-    found: dict[Site, list[tuple[int, Edit]]] = {}
+    rows: dict[Site, list[int]] = {}
+    edits: dict[Site, list[Edit]] = {}
     for at, copy in enumerate(copies):
         for edit in copy.edits:
-            found.setdefault(edit.site, []).append((n + at, edit))
-    return {site: change_at((0, [row for row, _ in edits]), [edit for _, edit in edits], sites, ())
-            for site, edits in found.items()}  # fmt: skip
+            rows.setdefault(edit.site, []).append(n + at)
+            edits.setdefault(edit.site, []).append(edit)
+    return {site: change_at((0, rows[site]), edits[site], sites, ()) for site in rows}
 
 
 def change_at(index: tuple, edits: Sequence[Edit], sites: Sites, more: tuple[int, ...]) -> Change:
@@ -109,9 +110,8 @@ def change_at(index: tuple, edits: Sequence[Edit], sites: Sites, more: tuple[int
         value = torch.as_tensor(0.0 if value is None else value, dtype=dtype, device=device)
         return value.expand(width).reshape(*more, width)
 
-    scale, shift = (
-        torch.stack([spread(value) for value in values]) for values in zip(*(edit[1:] for edit in edits), strict=True)
-    )
+    scale = torch.stack([spread(edit.scale) for edit in edits])
+    shift = torch.stack([spread(edit.shift) for edit in edits])
     return Change(index, scale, shift)
 
 

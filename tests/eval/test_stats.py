@@ -1,5 +1,6 @@
 """Intervals: by hand where that is possible, by simulation where it is not (law 12)."""
 
+import math
 import runpy
 
 import numpy as np
@@ -7,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmhalluc.eval.stats import Estimate, difference, holm, mean, paired, wilson
+from llmhalluc.eval.stats import (
+    Estimate,
+    clustered,
+    clustered_difference,
+    clustered_share,
+    difference,
+    holm,
+    mean,
+    paired,
+    wilson,
+)
 from llmhalluc.extras.constant import REPOSITORY
 
 COVERAGE = runpy.run_path(str(REPOSITORY / "benchmarks" / "coverage.py"))
@@ -105,3 +116,62 @@ def test_law12_intervals_cover(n, seeds, spread):
 def test_the_whole_grid_is_that_of_the_law():
     grid = COVERAGE["GRID"]
     assert grid["n"] == (10, 20, 50, 100, 400, 1000) and grid["seeds"][-1] == 10 and grid["spread"][-1] == 0.6
+
+
+@pytest.mark.parametrize("problems", [10, 20, 50])
+@pytest.mark.parametrize("draw", ["normal", "exponential"])
+def test_law12_the_interval_of_clustered_means_covers(problems, draw):
+    rng, hits, runs = np.random.default_rng(problems), 0, 200
+    for seed in range(runs):
+        effects = rng.normal(size=problems) if draw == "normal" else rng.exponential(size=problems) - 1
+        sizes = rng.integers(1, 4, size=problems)
+        values = np.repeat(effects, sizes) + rng.normal(size=sizes.sum()) * 0.3
+        (found,) = clustered(values[:, None], np.repeat(np.arange(problems), sizes), draws=1000, seed=seed)
+        hits += found.low <= 0 <= found.high
+    assert hits >= 0.89 * runs  # 93% less what 200 runs leave to chance
+
+
+@pytest.mark.parametrize("share", [0.03, 0.5, 0.9])
+@pytest.mark.parametrize("alike", [0.01, 0.5, 0.95])
+def test_law12_the_interval_of_a_clustered_share_covers(share, alike):
+    rng, hits, runs = np.random.default_rng(1), 0, 300
+    a, b = share * (1 - alike) / alike, (1 - share) * (1 - alike) / alike
+    for _ in range(runs):
+        scores = rng.random((24, 2)) < rng.beta(a, b, size=(24, 1))
+        found = clustered_share(scores.ravel(), np.repeat(np.arange(24), 2))
+        hits += found.low <= share <= found.high
+    assert hits >= 0.9 * runs
+
+
+def test_every_cluster_weighs_alike_and_quantities_are_judged_together():
+    found = clustered([[1.0, 0.0], [3.0, 0.0], [8.0, 0.0]], ["a", "a", "b"])
+    assert (found[0].mean, found[1]) == (5.0, Estimate(0.0, 0.0, 0.0, 1.0))
+    assert found[0].low == -math.inf and found[0].high == math.inf  # two clusters say nothing of their spread
+    (alone,) = clustered([[2.0], [4.0]], ["a", "a"])
+    assert alone == Estimate(3.0, -math.inf, math.inf)
+    with pytest.raises(ValueError, match=r"values have shape \(2, 1\), expected"):
+        clustered([[1.0], [2.0]], ["a"])
+
+
+def test_p_values_of_clustered_means_hold_their_level_and_see_an_effect():
+    rng, below, seen = np.random.default_rng(0), 0, 0
+    for seed in range(200):
+        values = rng.normal(size=(20, 1))
+        below += clustered(values, range(20), draws=1000, seed=seed)[0].p < 0.05
+        seen += clustered(values + 1, range(20), draws=1000, seed=seed)[0].p < 0.05
+    assert below <= 20 and seen > 180
+
+
+def test_scores_that_all_agree_are_worth_as_many_as_there_are_clusters():
+    assert clustered_share([1] * 40, [i // 4 for i in range(40)]) == wilson(10, 10)
+    independent = clustered_share([0, 1] * 20, range(40))
+    assert (independent.low, independent.high) == (wilson(20, 40).low, wilson(20, 40).high)
+    same = clustered_share([0] * 20 + [1] * 20, [i // 4 for i in range(40)])
+    assert (same.low, same.high) == pytest.approx((wilson(5, 10).low, wilson(5, 10).high))
+
+
+def test_a_clustered_difference_keeps_its_mean_and_never_shrinks_to_nothing():
+    found = clustered_difference([1.0] * 12, range(12))
+    assert found.mean == 1.0 and found.low < 1.0 and found.p < 0.05
+    none = clustered_difference([0.0] * 12, range(12))
+    assert none.mean == 0.0 and none.low < 0.0 < none.high

@@ -17,23 +17,24 @@ PARTS = {"half": Fraction(1, 2), "halves": Fraction(1, 2), "third": Fraction(1, 
 def number_in_words(words: Sequence[str]) -> tuple[Fraction, int] | None:
     """Return the number that the first words name and how many words it has; None where they name none."""
     total, part, used = Fraction(0), Fraction(0), 0
-    for i, word in enumerate(words):
-        lower = word.lower()
-        if lower in SMALL:
-            part += SMALL[lower]
-        elif lower in SCALES and lower != "k" and used:
-            if SCALES[lower] == 100:
-                part *= 100
-            else:
-                total, part = total + part * SCALES[lower], Fraction(0)
-        elif lower == "and" and used and words[i + 1 : i + 2] and words[i + 1].lower() in SMALL:
+    lower = [word.lower() for word in words]
+    for i, word in enumerate(lower):
+        scale = SCALES.get(word.removesuffix("s"), 0) if used and word != "k" else 0
+        if word in SMALL:
+            part += SMALL[word]
+        elif scale == 100:
+            part *= 100
+        elif scale:
+            total, part = total + part * scale, Fraction(0)
+        elif word == "and" and used and lower[i + 1 : i + 2] and lower[i + 1] in SMALL | {"a": 1}:
+            if lower[i + 2 : i + 3] and lower[i + 2] in PARTS:  # five and a half
+                return total + part + SMALL.get(lower[i + 1], 1) * PARTS[lower[i + 2]], i + 3
+            if lower[i + 1] == "a":
+                break
             continue
         else:
             break
         used = i + 1
-    if words[used : used + 1] and words[used].lower() in PARTS:  # three quarters
-        return (total + part or 1) * PARTS[words[used].lower()], used + 1
-    behind = [word.lower() for word in words[used : used + 3]]
-    if behind[:2] in (["and", "a"], ["and", "one"]) and behind[2:] and behind[2] in PARTS:  # five and a half
-        return total + part + PARTS[behind[2]], used + 3
+    if lower[used : used + 1] and lower[used] in PARTS:  # three quarters
+        return (total + part or 1) * PARTS[lower[used]], used + 1
     return (total + part, used) if used else None

@@ -60,12 +60,14 @@ _TOKEN = re.compile(
 _WORD_OPERATORS = {"times": "*", "x": "*", "plus": "+", "minus": "-", "divided": "/", "multiplied": "*"}
 _UNARY = {"minus": "-", "negative": "-", "plus": "+"}
 _START = re.compile(rf"[0-9{OPENED}]|\.[0-9]")
+_OPERAND = re.compile(rf"[ (-]*(?:by)?\s*(?:[0-9{OPENED}]|\.[0-9])", re.IGNORECASE)
 # What may stand before a number and leave it as it is; `_TURNING` before it changes it.
 _LEAD = re.compile(r"[\w\s:,.;='≈\u2014*#/-]*")
 _TURNING = frozenset(
     "not no never none nothing neither nor nobody anything less more fewer greater least most under over below "
     "above up between either dozen half twice double triple quarter third step part question problem case option "
     "choice chapter section figure exercise example item square cube root sqrt factorial from until except "
+    "halves thirds quarters fifths tenths "
     "without almost nearly maximum minimum unknown page day year before after every if than".split()
 )
 _LOSS = re.compile(r"\b(?:loss|deficit|debt) of\s*\Z")
@@ -89,7 +91,8 @@ _CHANGING = re.compile(
         (?:or|and)\s+(?:more|less|fewer|greater|higher|lower|above|below|up|over|under|a\ half|half|something)\b
         |(?:more|less|fewer|greater|higher|lower|older|younger|longer|shorter)\s+than\b|at\ (?:least|most)\b
         |(?:plus|minus|squared|cubed|factorial|if|unless|to\ the\ power|short\ of|times\ as|remainder|below)\b
-        |over\s+[0-9]|R\s*[0-9]|[+±])
+        |(?:by|over)\s+[0-9]|(?:divided|multiplied|times\s+the|dozen|hundred|thousand|million|billion|trillion)\b
+        |R\s*[0-9]|[+±])
     |\s*\(\s*[x*/^+-]|\s*[<>≤≥≠√!\\]|\s*[-+*/^=]\s*(?:[A-Za-z](?![A-Za-z])|\\|\()|\s*[*^+]\s*[A-Za-z√]|[\w\\]|\s*[0-9^_]|[.,:][0-9]""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -191,7 +194,7 @@ def _side(text: str, start: int) -> Amount | None:
             if piece.lower() in ("percent", "percentage") and ended:
                 kind, piece = "percent", "%"
             elif operator and (piece.lower() != "x" or _START.match(text[match.end() :].lstrip(" ("))):
-                if ended and not _START.match(text[match.end() :].lstrip(" (-").removeprefix("by").lstrip()):
+                if ended and not _OPERAND.match(text, match.end()):
                     break
                 kind, piece = "operator", operator
             elif ended and piece.lower() in SCALES and tokens[-1].kind == "number":
@@ -256,9 +259,10 @@ def _in_words(text: str) -> tuple[Fraction, ...]:
     behind = words[at + found[1] :] if found else []
     if not found or _CHANGED.search(text) or not SMALL.keys().isdisjoint(behind):
         return ()
-    if not {"or", "of", "to", "and", "than"}.isdisjoint(behind):
+    if not {"or", "of", "to", "and", "than", *SCALES}.isdisjoint(behind):
         return ()
-    return (-found[0] if at else found[0],)
+    value = -found[0] if at else found[0]
+    return (value, value / 100) if behind[:1] == ["percent"] else (value,)
 
 
 def _side_in_words(text: str, start: int) -> Amount | None:

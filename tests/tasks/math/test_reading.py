@@ -1,0 +1,318 @@
+"""Statements and their exact values, in every way they can be meant; nothing behind the arrow: no number is stated.
+
+The table is read line by line; `10:30!` is a literal that is compared as it stands.
+"""
+
+import pytest
+
+from llmhalluc.tasks.math.reading import read_statement
+
+TABLE = """
+6 times 7 → 42
+6 Times 7 → 42
+6 x 7 → 42
+6 X 7 → 42
+6 multiplied by 7 → 42
+6 Multiplied By 7 → 42
+84 divided by 2 → 42
+84 Divided BY 2 → 42
+84 divided by →
+84 divided apples →
+6 multiplied apples →
+6 times → 6
+6 times the 7 →
+40 plus 2 → 42
+40 plus →
+44 minus 2 → 42
+44 Minus 2 → 42
+44 minus →
+minus 42 → -42
+Negative 42 → -42
+-42 plus 84 → 42
+(40 plus 2) → 42
+(40 plus 2) times 2 → 84
+50% of 84 → 42
+50% Of 84 → 42
+half of 84 →
+50 percent of 84 → 42
+50 Percent of 84 → 42
+50 percentage of 84 → 42
+42 percent → 42 21/50
+42 Percentage → 42 21/50
+42 PERCENT → 42 21/50
+42% → 42 21/50
+2 by 3 →
+of 42 → 42
+3 thousand → 3000
+3 Thousand → 3000
+3 k → 3000
+3k → 3000
+3 K → 3000
+3 million dollars → 3000000
+2 dozen eggs → 24
+3 hundred → 300
+3 hundred thousand → 300000
+3 thousand plus 5 → 3005
+2.5 million → 2500000
+5 dozen plus 2 → 62
+(2 + 3) dozen →
+((6) * (7)) → 42
+((40 + 2)) - 0 → 42
+6*7 → 42
+6 * 7 → 42
+6 ** 2 → 36
+6 - 7 → -1
+40 + 2 = 42 → 42
+40 + 2 = 42 apples → 42
+42 = 40 + 2 → 42
+40 + 2 = 43 → 43
+42 or 42 → 42
+42 or 43 →
+42, that is 42 apples → 42
+42 (that is 42) → 42
+6 * 7 which is 42 → 42
+6 * 7 which equals 42 → 42
+6 * 7 is 42 → 42
+6 times 7 is equal to 42 → 42
+6 times 7 equals 42 → 42
+42 = forty-two → 42
+forty-two = 42 → 42
+42, i.e. 42 → 42
+1/2 + 1/2 → 1
+1 1/2 → 3/2
+1 1/2 + 1/2 → 2
+3/4 of an hour → 3/4
+3/4 hour → 3/4
+three quarters → 3/4
+three-quarters → 3/4
+three quarters of 8 →
+two thirds → 2/3
+one half → 1/2
+a half →
+five and a half → 11/2
+5 and a half → 11/2
+5 and three quarters → 23/4
+5 and a third hours → 16/3
+5 and one half → 11/2
+6 and a half dozen →
+seven and a quarter → 29/4
+seven and →
+twenty and a half → 41/2
+one hundred → 100
+one hundred and →
+one hundred and five → 105
+one hundred and a half → 201/2
+two hundred thousand → 200000
+two hundred thousand and five → 200005
+two thousand three hundred forty-five → 2345
+three million two hundred thousand and ten → 3200010
+nineteen hundred → 1900
+two dozen → 24
+two score and ten → 50
+zero → 0
+Zero → 0
+FORTY-TWO → 42
+Five Apples → 5
+twenty-one → 21
+ninety nine → 99
+thousand two →
+five tenths → 1/2
+five fifths → 1
+two halves → 1
+7 dollars and 50 cents → 15/2 750
+7 dollars, 50 cents → 15/2 750
+7 dollars 50 cents → 15/2 750
+2 hours 30 minutes → 5/2 150
+2 hours and 30 minutes → 5/2 150
+2 hours and 30 apples →
+30 minutes and 2 hours →
+2 feet 6 inches → 5/2 30
+90 minutes → 90
+42 minutes = 0.7 hours → 7/10 42
+42 minutes = 7 hours →
+0.5 hours or 30 minutes → 30 1/2
+150 cents → 150 3/2
+50 cents = $0.50 → 1/2 50
+1 dollar = 100 cents → 100 1
+2 kg = 2000 g → 2000 2
+2 km = 2000 m → 2000 2
+3 feet = 36 inches → 36 3
+3 feet = 1 yard → 1 3
+12 months = 1 year → 1 12
+1 pound = 16 oz → 16 1
+2 l = 2000 ml → 2000 2
+42km → 42
+42 km → 42
+42m → 42
+42th →
+42nd →
+42 m/s → 42
+42am → 42
+42 AM → 42
+42h → 42
+42hr → 42
+42hrs → 42
+42lb → 42
+42KG → 42
+42 widgets → 42
+42widgets →
+42 apples/day → 42
+3 weeks = 21 days → 21 3
+2 days = 48 hours → 48 2
+1 min = 60 sec → 60 1
+42 pounds → 42
+42 dollars → 42
+7 dollars and 50 pieces →
+7 dollars and 500 dollars →
+40 + 2 dollars → 42
+20% + 22% → 21/50
+10% of 50% → 1/20
+100% - 58% → 21/50
+two millions → 2000000
+forty - two → 42
+forty two apples → 42
+a dozen →
+one dozen → 12
+two and a half thousand →
+six hundred → 600
+six hundred forty → 640
+six thousand six → 6006
+one thousand one hundred one → 1101
+eleven → 11
+twelve eggs → 12
+fifty cents → 50
+seventy five percent → 75 3/4
+one third → 1/3
+two and two thirds → 8/3
+three fifths → 3/5
+one tenth → 1/10
+nine tenths → 9/10
+four and one third → 13/3
+four and a fifth → 21/5
+five and apples →
+2 score → 40
+3 weeks and 2 days → 23/7 23
+4 feet, 3 inches → 17/4 51
+1 pound 8 ounces → 3/2 24
+2 minutes 5 seconds → 25/12 125
+3 days and 12 hours → 7/2 84
+1 week 1 day → 8/7 8
+2 yards 1 foot → 7/3 7
+1 mile = 5280 feet → 5280 1
+3 kg and 500 g → 7/2 3500
+1.5 l = 1500 ml → 1500 3/2
+2 meters 50 centimeters → 5/2 250
+1 m 20 cm → 6/5 120
+5 kilometers = 5000 meters → 5000 5
+2 hr 30 min → 5/2 150
+10 mm = 1 cm → 1 10
+2 grams = 2000 milligrams → 2000 2
+120 minutes or 2 hours → 2 120
+120 minutes or 3 hours →
+1/4 hour = 15 minutes → 15 1/4
+42 cents → 42 21/50
+42 years → 42
+42F → 42
+42%. → 42 21/50
+x = 42% → 42 21/50
+42 years old → 42
+(6)(7) → 42
+2(21) → 42
+42 / 1 → 42
+84/2 → 42
+84 ÷ 2 → 42
+6 × 7 → 42
+6·7 → 42
+44 − 2 → 42
+-(-42) → 42
++42 → 42
+40+2 → 42
+6*(3+4) → 42
+(3+4)*6 = 42 → 42
+((3+4))*6 → 42
+2^5 + 10 → 42
+2**5 → 32
+10/4 → 5/2
+10 / 4 apples → 5/2
+7/2 hours → 7/2
+7/2 hours = 3.5 hours → 7/2
+42 hours/week → 42
+42 miles per hour → 42
+42 per hour → 42
+42, → 42
+42; → 42
+42! →
+42 -1 → 41
+42 - 1 → 41
+42-1 → 41
+a total of 42 → 42
+total: 42 → 42
+Total = 42 → 42
+n = 42 → 42
+n=42 → 42
+n = 6*7 = 42 → 42
+x + 42 →
+x+42 →
+cost = 42 dollars → 42
+cost is 42 → 42
+42 = x →
+twice 42 →
+double 42 →
+half 42 →
+not 42 →
+about 42 → 42
+over 42 →
+at least 42 →
+less than 42 →
+42 or more →
+42 or less →
+42 more → 42
+42 more than →
+42 fewer than →
+42 and a half → 85/2
+42 plus x →
+42 plus 1 → 43
+42 squared →
+6 squared →
+42 cubed →
+42 to the power of 2 →
+42 to 43 →
+42-43 → -1
+42 through 44 →
+from 42 →
+42 if →
+42 unless →
+42 times as many →
+42 over 2 →
+42 / x →
+42 ± 1 →
++/- 42 →
+42(x) →
+42 (6 x 7) → 42
+42 (six sevens) → 42
+42 (or 43) →
+42 (approximately) → 42
+42. Wait, 43 →
+42, no 43 →
+42 maybe 43 →
+42 is wrong →
+42, sorry, 43 →
+42, I mean 43 →
+42 is the answer → 42
+a loss of 42 → -42 42
+a debt of $42 → -42 42
+loss of 42 → -42 42
+42:30 → 42:30!
+10:30 → 10:30!
+10:30 AM → 10:30am!
+3 : 4 → 3:4!
+1:2:3 → 1:2:3!
+1:2:3:4 → 1:2:3:4!
+"""
+ROWS = [line.split(" →") for line in TABLE.strip().splitlines()]
+
+
+@pytest.mark.parametrize(("statement", "values"), ROWS, ids=[row[0] for row in ROWS])
+def test_law9_a_statement_has_its_values(statement, values):
+    reading = read_statement(statement)
+    assert (" ".join(map(str, reading.values)) or (reading.literal and f"{reading.literal}!")) == values.strip()
