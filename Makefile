@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 comma := ,
 STAMP := $(VENV)/.setup-$(subst $(comma),-,$(EXTRAS))
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false WANDB_MODE=offline $(BIN)/python -m pytest
-SCRIPTS := .ci/run $(wildcard scripts/*/*.sh)
+SCRIPTS := .ci/run $(wildcard scripts/*.sh scripts/*/*.sh)
 
 .PHONY: help setup demo test test-slow test-cluster mutants check format bench lock clean
 

@@ -172,6 +172,22 @@ def clustered_difference(differences: Sequence[float], clusters: Sequence[object
     return _within(filled._replace(mean=float(means.mean())), -1.0, 1.0)
 
 
+def independent(one: Sequence[float], other: Sequence[float]) -> Estimate:
+    """Return the difference of two means of independent values, with Welch's t interval (Biometrika 34, 1947).
+
+    Raises ValueError for fewer than two values on a side.
+    """
+    sides = [np.asarray(values, dtype=float) for values in (one, other)]
+    if min(map(len, sides)) < 2:
+        raise ValueError(f"the sides have {len(one)} and {len(other)} values, expected two or more each")
+    center = float(sides[0].mean() - sides[1].mean())
+    parts = [float(values.var(ddof=1)) / len(values) for values in sides]
+    if not sum(parts):
+        return Estimate(center, center, center, float(center == 0))
+    freedom = sum(parts) ** 2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, sides, strict=True))
+    return _interval(center, center, sqrt(sum(parts)), freedom)
+
+
 def _crossed(matrix: np.ndarray, added: Sequence[float], prior: float) -> Estimate:
     """The mean over random seeds and random problems, crossed, with a t interval.
 

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
+from llmhalluc.extras.constant import CONFIGS
 from llmhalluc.interp import run as runs
 from llmhalluc.interp.config import Interp, parse
 
-DEFAULT = Path("configs/interp/backtracking_state_transition.yaml")
+DEFAULT = CONFIGS / "interp" / "backtracking_state_transition.yaml"
 app = typer.Typer(
     help="Look inside models that take something back: run `all`, or the commands in their order.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -74,6 +75,18 @@ def make_report(
 
     run = runs.find(parse(config, overrides or []), run_id)
     make_report(run, run.config.variant(variant))
+
+
+@app.command()
+def compare_runs(
+    other: Annotated[str, typer.Option(help="the other run's id")], config: Config = DEFAULT, run_id: RunId = None,
+    variant: Variant = None, overrides: Overrides = None,
+) -> None:  # fmt: skip
+    """How the importance of events differs between two models, such as one of `soft` and one of `block`."""
+    from llmhalluc.interp.counterfactual import compare_runs
+
+    run = runs.find(parse(config, overrides or []), run_id)
+    compare_runs(run, runs.named(run.config, other), run.config.variant(variant))
 
 
 def _of_a_variant(name: str, meaning: str, stage: Callable[[runs.Run, str], None]) -> None:

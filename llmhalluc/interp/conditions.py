@@ -11,8 +11,8 @@ import torch
 from llmhalluc.eval.stats import Estimate, clustered, clustered_difference, clustered_share, holm
 from llmhalluc.interp.detect import detect_events, summary
 from llmhalluc.interp.generate import CONDITIONS, generate
-from llmhalluc.interp.lens import states
 from llmhalluc.interp.load import Model, generations_of, model_of
+from llmhalluc.interp.packed import inputs_of
 from llmhalluc.interp.run import BASELINE, Row, Run, read_csv, write_csv
 from llmhalluc.interp.scan import offered_rows
 
@@ -52,7 +52,8 @@ def compare_conditions(run: Run, variant: str) -> None:
             row for row in read_csv(inputs[-1]) if (row["variant"], row["condition"]) == (variant, condition)
         ]
         for row, sample in zip(own, generations_of(run, variant, condition), strict=True):
-            row["nats"] = nats(model, sample)
+            # Without an intervention decoding has seen it already.
+            row["nats"] = sample["nats"] if condition == BASELINE else nats(model, sample)
             perplexities.append({key: row[key] for key in ("condition", "example_id", "sample_id", "nats")})
         samples[condition] = own
     write_csv(guard, perplexities, ("condition", "example_id", "sample_id", "nats"))
@@ -79,13 +80,13 @@ def formatting_sweep(run: Run) -> None:
 
 def nats(model: Model, sample: dict[str, Any]) -> float | str:
     """Return the mean negative log-likelihood of a completion's tokens in nats; empty for an empty completion."""
-    rows = model.rows(sample)
-    offered = list(offered_rows(sample))
+    offered = offered_rows(sample)
     if not offered:
         return ""
-    last = states(model.sites, rows, offered)[-1]
+    inputs = inputs_of(model.sites, model.rows(sample), [offered[-1]])
     with torch.inference_mode():
-        logprobs = model.sites.unembed(model.sites.norm(last)).log_softmax(-1)
+        states = model.sites.decoder(**inputs).last_hidden_state[0, offered.start : offered.stop]
+        logprobs = model.sites.unembed(states).log_softmax(-1)
     written = torch.tensor(sample["completion_ids"], device=logprobs.device)[:, None]
     return float(-logprobs.gather(1, written).mean())
 
@@ -162,5 +163,5 @@ def _value(row: dict[str, Any], name: str) -> float | None:
     if name == "events_per_1000_tokens":
         return 1000 * int(row["events"]) / max(1, int(row["completion_tokens"]))
     if name == "perplexity":
-        return None if row["nats"] == "" else float(row["nats"])
+        return None if row["nats"] in ("", None) else float(row["nats"])
     return float(row[name])

@@ -16,7 +16,7 @@ from llmhalluc.decoding.backend import TorchBackend
 from llmhalluc.decoding.engine import Engine
 from llmhalluc.decoding.sampling import sample as choose
 from llmhalluc.decoding.sequence import Sequence, Spec, Trace
-from llmhalluc.eval.stats import clustered_difference, clustered_share
+from llmhalluc.eval.stats import clustered_difference, clustered_share, independent
 from llmhalluc.extras.jsonl import resume_lines
 from llmhalluc.extras.run_folder import write_json
 from llmhalluc.interp.detect import interval, points_of
@@ -85,6 +85,35 @@ def importance(found: Items[dict[str, Any]]) -> dict[str, Any]:
         estimate = clustered_difference(differences, clusters)
         result[f"{one}_minus_{other}"] = interval(estimate) | {"p": estimate.p}
     return result
+
+
+def compare_runs(run: Run, other: Run, variant: str) -> None:
+    """Print how the importance of the events differs between two runs' models, and write it down.
+
+    Raises UserError where one of them has not run counterfactual.
+    """
+    sides = []
+    for one in (run, other):
+        path = one.need(one.path("analysis", f"resamples__{variant}.jsonl"), f"counterfactual --variant {variant}")
+        sides.append([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]])
+    found: dict[str, Any] = {"runs": [run.folder.name, other.folder.name]}
+    for treated, untreated in (("forced", "banned"), ("left", "banned"), ("forced", "left")):
+        values = [_by_problem(lines, treated, untreated) for lines in sides]
+        estimate = independent(*values)
+        found[f"{treated}_minus_{untreated}"] = interval(estimate) | {"p": estimate.p}
+        low, high = 100 * estimate.low, 100 * estimate.high
+        spread = f"{100 * estimate.mean:+.1f} points [{low:+.1f}, {high:+.1f}], p = {estimate.p:.2g}"
+        counts = f"{len(values[0])} and {len(values[1])} problems"
+        print(f"{treated} less {untreated}, {run.folder.name} less {other.folder.name}: {spread}, {counts}")
+    write_json(run.path("analysis", f"compared__{other.folder.name}__{variant}.json"), found)
+
+
+def _by_problem(lines: Items[dict[str, Any]], treated: str, untreated: str) -> list[float]:
+    """The mean difference of the events of each problem."""
+    differences: dict[str, list[float]] = {}
+    for line in lines:
+        differences.setdefault(line["example_id"], []).append(fmean(line[treated]) - fmean(line[untreated]))
+    return [fmean(values) for values in differences.values()]
 
 
 def resample(run: Run, model: Model, sample: Sample, point: Point) -> list[tuple[str, Trace]]:

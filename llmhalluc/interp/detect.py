@@ -1,5 +1,6 @@
 """detect-events: a row a sample, a row an onset, the controls, and how often each variant takes something back."""
 
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -114,7 +115,9 @@ def summary(samples: list[dict[str, str]], onsets: list[dict[str, str]]) -> list
         entry["mean_burst"] = sum(int(row["burst"]) for row in own) / len(own) if own else None
         entry["without_control"] = sum(row["measured"] == "1" and not row["control_example_id"] for row in own)
         entry["measured"] = sum(row["measured"] == "1" for row in own)
-        entry["correct_by_first_event"] = _by_place(rows)
+        entry["correct_by_first_event"] = _correct_by(rows, _place_of_first)
+        entry["correct_by_events"] = _correct_by(rows, lambda row: min(int(row["events"]), 3))
+        entry["correct_by_tokens_taken_back"] = _correct_by(rows, _depth)
         found.append(entry)
     return found
 
@@ -135,18 +138,25 @@ def _hazard(rows: list[dict[str, str]]) -> Estimate:
     return Estimate(1000 * rate, max(0.0, 1000 * (rate + around.low)), 1000 * (rate + around.high))
 
 
-def _by_place(rows: list[dict[str, str]]) -> dict[str, Any]:
-    """Accuracy of samples without events, with an early first event (first third of the text) and with a later one."""
-    groups: dict[str, list[dict[str, str]]] = {"none": [], "early": [], "late": []}
-    for row in rows:
-        groups["none" if not row["first_at"] else "early" if float(row["first_at"]) < 1 / 3 else "late"].append(row)
+def _correct_by(rows: list[dict[str, str]], group_of: Callable[[dict[str, str]], Any]) -> dict[str, Any]:
+    """Accuracy of the samples of each group, in the order of the groups' names."""
     found: dict[str, Any] = {}
-    for name, own in groups.items():
-        found[name] = {"samples": len(own)}
-        if own:
-            scores, clusters = [int(row["is_correct"]) for row in own], [row["example_id"] for row in own]
-            found[name] |= interval(clustered_share(scores, clusters))
+    for name in sorted({str(group_of(row)) for row in rows}):
+        own = [row for row in rows if str(group_of(row)) == name]
+        scores, clusters = [int(row["is_correct"]) for row in own], [row["example_id"] for row in own]
+        found[name] = {"samples": len(own)} | interval(clustered_share(scores, clusters))
     return found
+
+
+def _place_of_first(row: dict[str, str]) -> str:
+    """Whether the first event lies in the first third of the text, later, or nowhere."""
+    return "none" if not row["first_at"] else "early" if float(row["first_at"]) < 1 / 3 else "late"
+
+
+def _depth(row: dict[str, str]) -> str:
+    """How many tokens BACKTRACK erased, in groups."""
+    erased = int(row["taken_back"])
+    return "0" if not erased else "1-2" if erased < 3 else "3-8" if erased < 9 else "9+"
 
 
 def _sample_row(sample: Sample, events: list[Event], decode) -> Row:

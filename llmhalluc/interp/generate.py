@@ -95,7 +95,13 @@ class RowEdits:
         self.sites = sites
         self.changes: dict[Site, Change | None] = dict.fromkeys(edit.site for key in keys for edit in edits_of(key))
 
+        self._fed: list[int] = []  # the sequences of the last forward: most are followed by one of the same
+
     def __call__(self, sequences: list[Sequence]) -> None:
+        fed = [sequence.index for sequence in sequences]
+        if fed == self._fed:
+            return
+        self._fed = fed
         for site in self.changes:
             found = [
                 (row, edit) for row, one in enumerate(sequences) for edit in edits_of(one.key) if edit.site == site
@@ -151,6 +157,7 @@ def _line(example: str, number: int, trace: Trace) -> dict[str, Any]:
         "example_id": example, "sample_id": number, "prompt_ids": trace.prompt_ids,
         "completion_ids": trace.completion_ids, "surviving_ids": trace.surviving_ids, "text": trace.text,
         "finish_reason": trace.finish_reason, "erasures": trace.erasures, "events": trace.events,
+        "nats": -sum(trace.logprobs) / len(trace.logprobs) if trace.logprobs else None,
     }  # fmt: skip
 
 

@@ -137,9 +137,14 @@ def auc_by_layer(
 
 
 def _scores(features_PH: np.ndarray, labels: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """What a probe trained on the rows outside says of those inside."""
-    model = make_pipeline(StandardScaler(), _regression())
-    return model.fit(features_PH[~inside], labels).decision_function(features_PH[inside])
+    """What a probe trained on the rows outside says of those inside.
+
+    Its weights lie in the span of the rows that train it, so it is trained there, in fewer dimensions, exactly.
+    """
+    scaled_PH = StandardScaler().fit(features_PH[~inside]).transform(features_PH)
+    _, _, span = np.linalg.svd(scaled_PH[~inside], full_matrices=False)
+    reduced = scaled_PH @ span.T
+    return _regression().fit(reduced[~inside], labels).decision_function(reduced[inside])
 
 
 def auc_interval(

@@ -11,11 +11,12 @@ from llmhalluc.interp.ablate import selection
 from llmhalluc.interp.detect import points_of
 from llmhalluc.interp.importance import QUANTITIES
 from llmhalluc.interp.load import model_of
-from llmhalluc.interp.run import BASELINE, Run
+from llmhalluc.interp.run import BASELINE, Run, read_csv
 from llmhalluc.report import page
 from llmhalluc.report.pictures import STYLE, inline_svg
 from llmhalluc.report.tables import Column, Field, Row, Table
 
+Fact = tuple[str, str | list[str]]
 NAME = "backtracking_state_transition_report"
 
 
@@ -44,10 +45,10 @@ def make_report(run: Run, variant: str) -> None:
     run.mark_done("make-report", sources, settings, outputs)
 
 
-def markdown(run: Run, variant: str, facts: list[tuple[str, str]], drawn: list[figures.Drawn]) -> str:
+def markdown(run: Run, variant: str, facts: list[Fact], drawn: list[figures.Drawn]) -> str:
     """Return the report as Markdown: the check of the hooks first, then what was found, then each figure's table."""
     lines = [f"# Taking it back: run {run.folder.name}, variant {variant}", "", *_check(run), ""]
-    lines += [f"- {name}: {text}" for name, text in facts] + [""]
+    lines += [f"- {name}: {text if isinstance(text, str) else ', '.join(text)}" for name, text in facts] + [""]
     for one in drawn:
         lines += [f"## {one.name}", "", one.caption, "", f"![{one.caption}](../figures/{one.name}.png)", ""]
         columns = list(one.rows[0])
@@ -99,11 +100,11 @@ def _check(run: Run) -> list[str]:
     ]
 
 
-def _facts(run: Run, variant: str) -> list[tuple[str, str]]:
+def _facts(run: Run, variant: str) -> list[Fact]:
     """What was found, in a line each, with its interval."""
     summary = json.loads(run.path("analysis", "summary_metrics.json").read_text(encoding="utf-8"))
     (own,) = [entry for entry in summary if (entry["variant"], entry["condition"]) == (variant, BASELINE)]
-    facts = [
+    facts: list[Fact] = [
         ("completions", f"{own['samples']} of {own['problems']} problems, {own['tokens']} tokens"),
         ("take something back", f"{_percent(own['has_backtracking_relaxed'])}, strictly "
                                 f"{_percent(own['has_backtracking_strict'])}"),
@@ -112,11 +113,17 @@ def _facts(run: Run, variant: str) -> list[tuple[str, str]]:
         ("right answers", _percent(own["is_correct"])),
         ("measured events", f"{own['measured']} of {own['events']}, {own['without_control']} without a control"),
     ]  # fmt: skip
-    by_place = own["correct_by_first_event"]
-    shown = [f"{name} {_percent(one)} of {one['samples']}" for name, one in by_place.items() if one["samples"]]
-    facts.append(("right answers by the first event", ", ".join(shown)))
+    for name, key in (
+        ("first event", "first_event"),
+        ("number of events", "events"),
+        ("tokens erased", "tokens_taken_back"),
+    ):
+        groups = own[f"correct_by_{key}"]
+        shown = [f"{group} {_percent(one)} of {one['samples']}" for group, one in groups.items()]
+        facts.append((f"right answers by {name}", shown if len(shown) > 1 else shown[0]))
     if run.path("analysis", "selected_layers.json").exists():
         facts += _facts_of_scan(selection(run, variant))
+        facts += _specific(run, variant)
     path = run.path("analysis", f"counterfactual__{variant}.json")
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -128,7 +135,7 @@ def _facts(run: Run, variant: str) -> list[tuple[str, str]]:
     return facts
 
 
-def _facts_of_scan(chosen: dict[str, Any]) -> list[tuple[str, str]]:
+def _facts_of_scan(chosen: dict[str, Any]) -> list[Fact]:
     facts = [("chosen layers", f"{', '.join(map(str, chosen['layers']))} ({chosen['method']} ablation)")]
     meanings = ("their effect on the onset id", "less that at controls", "less that on the token written there")
     for name, meaning in zip(QUANTITIES, meanings, strict=True):
@@ -138,6 +145,25 @@ def _facts_of_scan(chosen: dict[str, Any]) -> list[tuple[str, str]]:
                                    f"among {chosen['random_sets']} random sets"))  # fmt: skip
     agreement = [f"{method} {value:.2f}" for method, value in chosen["attribution_agreement"].items()]
     return [*facts, ("attribution patching against exact (Spearman)", ", ".join(agreement) or "too few components")]
+
+
+def _specific(run: Run, variant: str) -> list[Fact]:
+    """The components that are about taking back, those that promote it and those that suppress it."""
+    method = selection(run, variant)["method"]
+    rows = [row for row in read_csv(run.path("analysis", "ablation_importance.csv")) if row["variant"] == variant]
+    own = [
+        row
+        for row in rows
+        if (row["method"], row["split"], row["specific"]) == (method, "all", "1") and not row["head"]
+    ]
+    found: list[Fact] = []
+    for name, sign in (("specific promoters", 1), ("specific suppressors", -1)):
+        signed = sorted(
+            (row for row in own if sign * float(row["contrast"]) > 0), key=lambda row: -sign * float(row["contrast"])
+        )
+        shown = [f"{row['kind']} {row['layer']}: {float(row['contrast']):+.2f}" for row in signed]
+        found.append((name, shown or "none"))
+    return found
 
 
 def _percent(one: dict[str, Any], sign: str = "") -> str:

@@ -93,12 +93,18 @@ def find(config: Interp, run_id: str | None) -> Run:
     current = runs / CURRENT
     if run_id is None and not current.exists():
         raise UserError(f"{runs} has no current run: run init-run first, or name one with --run-id")
-    run_id = run_id or current.read_text(encoding="utf-8").strip()
+    run = named(config, run_id or current.read_text(encoding="utf-8").strip())
+    _refuse_other_model(run.folder, config)
+    return run
+
+
+def named(config: Interp, run_id: str) -> Run:
+    """Return the run of that id, whatever its model. Raises UserError where there is none."""
+    runs = Path(config.interp.runs_dir).expanduser()
     folder = runs / run_id
     if not (folder / "config.yaml").exists():
         known = sorted(path.parent.name for path in runs.glob("*/config.yaml"))
         raise UserError(f"--run-id {run_id} is no run of {runs}{did_you_mean(run_id, known)}: run init-run first")
-    _refuse_other_model(folder, config)
     return Run(folder, config)
 
 

@@ -15,6 +15,7 @@ from llmhalluc.eval.stats import (
     clustered_share,
     difference,
     holm,
+    independent,
     mean,
     paired,
     wilson,
@@ -168,6 +169,15 @@ def test_scores_that_all_agree_are_worth_as_many_as_there_are_clusters():
     assert (independent.low, independent.high) == (wilson(20, 40).low, wilson(20, 40).high)
     same = clustered_share([0] * 20 + [1] * 20, [i // 4 for i in range(40)])
     assert (same.low, same.high) == pytest.approx((wilson(5, 10).low, wilson(5, 10).high))
+
+
+def test_independent_means_have_welchs_interval():
+    # scipy: ttest_ind([1, 2, 4], [0, 1, 1, 2], equal_var=False)
+    found = independent([1, 2, 4], [0, 1, 1, 2])
+    assert found == pytest.approx((1.3333333, -1.8459588, 4.5126255, 0.2677301), abs=1e-6)
+    assert independent([1, 1], [0, 0]) == Estimate(1.0, 1.0, 1.0, 0.0)
+    with pytest.raises(ValueError, match="the sides have 1 and 2 values"):
+        independent([1], [1, 2])
 
 
 def test_a_clustered_difference_keeps_its_mean_and_never_shrinks_to_nothing():

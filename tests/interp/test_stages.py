@@ -14,9 +14,9 @@ from llmhalluc.extras.constant import REPOSITORY
 from llmhalluc.extras.errors import UserError
 from llmhalluc.interp import run as runs
 from llmhalluc.interp.attention import attention
-from llmhalluc.interp.conditions import compare_conditions
+from llmhalluc.interp.conditions import compare_conditions, nats
 from llmhalluc.interp.config import build
-from llmhalluc.interp.counterfactual import counterfactual, importance, resample
+from llmhalluc.interp.counterfactual import compare_runs, counterfactual, importance, resample
 from llmhalluc.interp.detect import SAMPLE_COLUMNS, detect_events, points_of
 from llmhalluc.interp.generate import generate
 from llmhalluc.interp.lens_stage import logit_lens
@@ -197,6 +197,19 @@ def test_conditions_differ_from_the_baseline_and_are_paired(whole):
     for name in ("targeted", "random"):
         assert float(by_condition[name]["perplexity"]) != float(by_condition["baseline"]["perplexity"])
         assert by_condition[name]["has_backtracking_relaxed_p"] != ""
+
+
+def test_law3_the_likelihood_of_a_completion_is_the_one_that_decoding_saw(whole):
+    for sample in generations_of(whole, "plain"):
+        assert nats(model_of(whole), sample) == pytest.approx(sample["nats"], abs=1e-6)
+
+
+def test_two_runs_are_compared_over_their_problems(whole, capsys):
+    compare_runs(whole, runs.named(whole.config, "whole"), "plain")
+    said = capsys.readouterr().out
+    assert said.count("+0.0 points") == 3 and "forced less banned, whole less whole" in said
+    found = json.loads(whole.path("analysis", "compared__whole__plain.json").read_text())
+    assert found["forced_minus_banned"]["mean"] == 0.0 and found["runs"] == ["whole", "whole"]
 
 
 def test_forced_and_banned_hold_at_the_event_and_nothing_else_changes(whole):
