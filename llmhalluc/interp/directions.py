@@ -16,7 +16,7 @@ from llmhalluc.extras.errors import UserError
 from llmhalluc.interp.ablate import selection
 from llmhalluc.interp.detect import points_of
 from llmhalluc.interp.events import Point, Points, Sample
-from llmhalluc.interp.importance import split_off
+from llmhalluc.interp.importance import finite, split_off
 from llmhalluc.interp.lens import states
 from llmhalluc.interp.load import Model, model_of
 from llmhalluc.interp.packed import Copy, Edit, forward
@@ -98,11 +98,9 @@ def patching(model: Model, points: Points, at_events: torch.Tensor, at_others: t
         fallen = holm([one.p for one in estimates])
         for layer, (one, is_fallen) in enumerate(zip(estimates, fallen, strict=True)):
             share = one.mean / gap * (1 if side else -1) if gap else ""
-            rows.append(
-                {"direction": name, "layer": layer, "pairs": len(problems), "problems": len(set(problems)),
-                 "effect": one.mean, "low": one.low, "high": one.high, "p": one.p, "significant": int(is_fallen),
-                 "recovered": share}
-            )  # fmt: skip
+            place = {"direction": name, "layer": layer, "pairs": len(problems), "problems": len(set(problems))}
+            spread = {"effect": one.mean, "low": finite(one.low), "high": finite(one.high), "p": one.p}
+            rows.append(place | spread | {"significant": int(is_fallen), "recovered": share})
     return rows
 
 
@@ -130,7 +128,7 @@ def dose_response(
         low, high = np.quantile(means, [0.025, 0.975])
         p = (1 + sum(abs(mean) >= abs(one.mean) for mean in means)) / len(vectors)
         place = {"dose": dose, "points": len(own), "problems": len(set(points.problems))}
-        spread = {"effect": one.mean, "low": one.low, "high": one.high, "p_null": p}
+        spread = {"effect": one.mean, "low": finite(one.low), "high": finite(one.high), "p_null": p}
         chance = {"random_mean": float(np.mean(means)), "random_low": float(low), "random_high": float(high)}
         rows.append(place | spread | chance | {"random_directions": len(null)})
     return rows

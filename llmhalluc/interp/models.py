@@ -13,6 +13,7 @@ from llmhalluc.interp.ablate import selection
 from llmhalluc.interp.detect import points_of
 from llmhalluc.interp.directions import Direction, dose_response, states_at
 from llmhalluc.interp.events import Point, Points, Sample
+from llmhalluc.interp.importance import finite
 from llmhalluc.interp.lens import Lens, read, states
 from llmhalluc.interp.load import Model, load_model, model_of
 from llmhalluc.interp.run import Run, write_csv
@@ -56,7 +57,7 @@ def compare_models(run: Run, variant: str) -> None:
     for layer, (one, is_fallen) in enumerate(zip(estimates, fallen, strict=True)):
         means = {f"{name}_logprob": float(values[:, layer].mean()) for name, values in found.items()}
         place = {"variant": variant, "layer": layer, "events": len(events), "problems": len(set(problems))}
-        spread = {"low": one.low, "high": one.high, "p": one.p, "significant": int(is_fallen)}
+        spread = {"low": finite(one.low), "high": finite(one.high), "p": one.p, "significant": int(is_fallen)}
         cosine = {"direction_cosine": float(cosines[layer])}
         rows.append(place | means | {"difference": one.mean} | spread | cosine)
     write_csv(outputs[0], rows, COLUMNS)

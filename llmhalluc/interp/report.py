@@ -1,6 +1,7 @@
 """make-report: figures as PNG, the report as Markdown, and a self-contained page in which tokens can be looked into."""
 
 import json
+from math import isfinite
 from typing import Any
 
 from matplotlib import pyplot as plt
@@ -75,6 +76,8 @@ def short(value: Any) -> str:
     if _is_text(value):
         return str(value)
     number = float(value)
+    if not isfinite(number):
+        return "–"
     return str(int(number)) if number == int(number) and abs(number) < 1e6 else f"{number:.3g}"
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from llmhalluc.eval.stats import (
     Estimate,
+    accuracy,
     clustered,
     clustered_difference,
     clustered_share,
@@ -34,6 +35,15 @@ def test_one_model_has_wilsons_interval():
     assert mean([[1] * 20])[:3] == pytest.approx((1.0, 0.8388748, 1.0), abs=1e-6)
     assert mean([[0, 1]])[:3] == pytest.approx((0.5, 0.0945312, 0.9054688), abs=1e-6)
     assert wilson(0, 4)[:3] == pytest.approx((0.0, 0.0, 0.4898908), abs=1e-6)
+
+
+def test_accuracy_has_its_error_and_interval_and_nothing_without_scores():
+    keys = ("accuracy", "accuracy_stderr", "accuracy_low", "accuracy_high")
+    assert accuracy([]) == dict.fromkeys(keys)
+    found = accuracy([1, 1, 0, 1])
+    assert tuple(found) == keys
+    assert tuple(found.values()) == pytest.approx((0.75, 0.25, wilson(3, 4).low, wilson(3, 4).high))
+    assert accuracy([1])["accuracy_stderr"] is None
 
 
 def test_few_problems_make_no_victory():

@@ -98,7 +98,7 @@ _CHANGING = re.compile(
 )
 _CHANGED = re.compile(
     r"""[?]|\b(?:no|wait|actually|rather|sorry|correction|oops|mistake|instead|wrong|mean|maybe|perhaps|guess)\b[^()]*[0-9]
-    |\b(?:is|was)\ (?:wrong|incorrect)\b""",
+    |\b(?:is|was)\ (?:wrong|incorrect)\b|[^\W\d_]\s*=\s*[$€£(-]*[0-9]""",
     re.IGNORECASE | re.VERBOSE,
 )
 _TRAILING_UNIT = re.compile(

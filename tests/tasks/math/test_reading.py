@@ -5,6 +5,8 @@ The table is read line by line; `10:30!` is a literal that is compared as it sta
 
 import pytest
 
+from llmhalluc.tasks.math.answers import final_answer
+from llmhalluc.tasks.math.process import judge_calculation
 from llmhalluc.tasks.math.reading import read_statement
 
 TABLE = """
@@ -316,3 +318,81 @@ ROWS = [line.split(" →") for line in TABLE.strip().splitlines()]
 def test_law9_a_statement_has_its_values(statement, values):
     reading = read_statement(statement)
     assert (" ".join(map(str, reading.values)) or (reading.literal and f"{reading.literal}!")) == values.strip()
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["", "The final ", "Final ", "My ", "our ", "Your ", "The correct ", "Numerical ", "> ", "# ", "- ", "x y\n", "**"],
+)
+def test_a_title_marks_an_answer(before):
+    found = final_answer(f"{before}answer: 42")
+    assert (found.text, found.start, found.after, found.complete) == ("42", len(before), "", False)
+
+
+@pytest.mark.parametrize("before", ["Points per ", "Each ", "x y\nEach ", "every student of the class gives one more "])
+def test_a_word_before_it_makes_it_no_title(before):
+    assert final_answer(f"{before}answer: 42") is None
+    assert final_answer(f"{before}answer = 42") is None
+    assert final_answer(f"{before}answer is 42").text == final_answer(f"{before}answer IS: 42").text == "42"
+    assert final_answer(f"{before}answer: 42", flexible=True).reading.values == (42,)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("\\boxed42", ("42", 0, "", False)),
+        ("So \\boxed42 and more", ("42", 3, "and more", True)),
+        ("So \\boxed{42}", ("42", 3, "", True)),
+        ("\\boxed{\\frac{84}{2}} it is", ("\\frac{84}{2}", 0, "it is", True)),
+        ("\\boxed{42", None),
+        ("\\boxed{41} and \\boxed{42}", ("42", 15, "", True)),
+        ("#### 42 apples\nmore", ("42 apples", 0, "\nmore", True)),
+        ("a\n####\n42", ("42", 2, "", False)),
+        ("The answer is 42. More", ("42", 4, "More", True)),
+        ("Answer:\n$$42$$", ("$$42$$", 0, "", True)),
+        ("the answer is reasonable. #### 42", ("42", 26, "", False)),
+        ("#### 2. Sell them\n\\boxed{42}", ("42", 18, "", True)),
+    ],
+)
+def test_an_answer_has_its_text_its_place_and_what_stands_behind_it(text, found):
+    answer = final_answer(text)
+    assert (answer and (answer.text, answer.start, answer.after, answer.complete)) == found
+    assert answer is None or answer.reading.values == (42,)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a 7\nb 42", ("b 42", 42, 4, False)),
+        ("a 7\nSo she has 42 apples.", ("So she has 42 apples", 42, 4, False)),
+        ("So 6 * 7 = 42 apples are left. Good.", ("So 6 * 7 = 42 apples are left", 42, 0, True)),
+        ("He has 42. She has 43 cats", ("She has 43 cats", 43, 10, False)),
+        ("x\nHe has 42 apples\n", ("He has 42 apples", 42, 2, True)),
+        ("# 42", ("42", 42, 0, False)),
+        ("So 42 or 43", ("43", 43, 9, False)),
+        ("7 and $42", ("$42", 42, 6, False)),
+        ("7 then -42", ("-42", -42, 7, False)),
+        ("2 points per answer = 48", ("48", 48, 22, False)),
+        ("not 41 but 42. Yes", ("42", 42, 11, True)),
+        ("no number", None),
+    ],
+)
+def test_without_a_mark_the_last_sentence_with_a_number_is_read(text, found):
+    answer = final_answer(text, flexible=True)
+    assert final_answer(text) is None
+    assert (answer and (answer.text, *answer.reading.values, answer.start, answer.complete)) == found
+    assert answer is None or answer.after == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("6 * 7 = 42", True), ("So 6 * 7 = 42", True), ("5 = 5. Then 6 * 7 = 42", True), ("6 * 7 = 43", False),
+        ("6 * 7 = 4", None), ("6 * 7 = 42.", None), ("1 * 1 = 1. 6 * 7 = 43", False), ("7 / 2 = 3", None),
+        ("7 / 2 = 3.5", True), ("7 / 2 = 4", False), ("1 / 3 = 0.3", None), ("600 * 7 = 4,2", None),
+        ("600 * 7 = 43", False), ("6 - 48 = -4", None), ("6 - 48 = -42", True), ("6 - 48 = -5", False),
+        ("50% * 84 = 4", None), ("no calculation", None), ("=", None), ("6 * 7 = 42 = 42", None),
+    ],
+)  # fmt: skip
+def test_a_calculation_is_judged_where_more_digits_cannot_change_it(text, verdict):
+    assert judge_calculation(text) is verdict
