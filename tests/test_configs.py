@@ -7,10 +7,12 @@ import pytest
 from llmhalluc.extras.constant import CONFIGS
 from llmhalluc.hparams.parser import build
 from llmhalluc.hparams.yaml_files import load_raw
+from llmhalluc.interp.config import build as build_interp
 from tests.real import DATA, real_data
 
 RUNS = sorted((CONFIGS / "llmhalluc").rglob("*.yaml"))
 EVALUATIONS = sorted((CONFIGS / "lm_eval").glob("*.yaml"))  # below it, tasks are the harness's own format
+INTERP = sorted((CONFIGS / "interp").glob("*.yaml"))
 SMOLLM2 = sorted((CONFIGS / "llmhalluc" / "gsm8k").glob("smollm2_*.yaml"))
 
 
@@ -24,7 +26,14 @@ def test_every_config_is_valid(path):
     build(load_raw(path))
 
 
+@pytest.mark.parametrize("path", INTERP, ids=_name)
+def test_every_interp_config_is_valid(path):
+    assert path.read_text(encoding="utf-8").startswith("# "), "a config says first what it is for"
+    build_interp(load_raw(path))
+
+
 def test_configs_are_found():
+    assert len(INTERP) == 2
     assert len(RUNS) >= 8 and len(EVALUATIONS) >= 1 and len(SMOLLM2) >= 4
 
 

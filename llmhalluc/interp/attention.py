@@ -10,7 +10,7 @@ from llmhalluc.extras.errors import UserError
 from llmhalluc.interp.events import Sample
 from llmhalluc.interp.load import Model, generations_of, model_of
 from llmhalluc.interp.packed import inputs_of
-from llmhalluc.interp.run import BASELINE, Row, Run, write_csv
+from llmhalluc.interp.run import BASELINE, Row, Run, Stage, write_csv
 
 COLUMNS = (
     "variant",
@@ -35,8 +35,9 @@ def attention(run: Run, variant: str) -> None:
     """
     samples = generations_of(run, variant, BASELINE)
     inputs, output = [run.path("generations", f"{variant}__baseline.jsonl")], run.path("analysis", "attention.csv")
-    stage, own = f"attention {variant}", run.path("analysis", f"attention__{variant}.csv")
-    if output.exists() and run.is_done(stage, inputs, {}, [own]):
+    own = run.path("analysis", f"attention__{variant}.csv")
+    stage = Stage(f"attention {variant}", inputs, {}, [own], [output])
+    if run.is_done(stage):
         return
     model = model_of(run)
     if model.loaded.backtrack_id is None:
@@ -47,7 +48,7 @@ def attention(run: Run, variant: str) -> None:
     rows = [{"variant": variant, "context": model.context} | row for row in masses(model, erasing)]
     write_csv(output, rows, COLUMNS, variant=variant)
     write_csv(own, rows, COLUMNS)
-    run.mark_done(stage, inputs, {}, [own])
+    run.mark_done(stage)
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from llmhalluc.interp.detect import detect_events, summary
 from llmhalluc.interp.generate import CONDITIONS, generate
 from llmhalluc.interp.load import Model, generations_of, model_of
 from llmhalluc.interp.packed import inputs_of
-from llmhalluc.interp.run import BASELINE, Row, Run, read_csv, write_csv
+from llmhalluc.interp.run import BASELINE, Row, Run, Stage, read_csv, write_csv
 from llmhalluc.interp.scan import offered_rows
 
 RATES = ("has_backtracking_strict", "has_backtracking_relaxed", "is_correct", "answer_stated")
@@ -41,8 +41,8 @@ def compare_conditions(run: Run, variant: str) -> None:
     inputs = [run.path("generations", f"{variant}__{condition}.jsonl") for condition in CONDITIONS]
     inputs.append(run.path("analysis", "backtracking_events.csv"))
     output, guard = run.path("analysis", "condition_comparison.csv"), run.path("analysis", f"perplexity__{variant}.csv")
-    stage = f"compare-conditions {variant}"
-    if output.exists() and run.is_done(stage, inputs, {}, [guard]):
+    stage = Stage(f"compare-conditions {variant}", inputs, {}, [guard], [output])
+    if run.is_done(stage):
         return
     model = model_of(run)
     samples: dict[str, list[dict[str, Any]]] = {}
@@ -58,7 +58,7 @@ def compare_conditions(run: Run, variant: str) -> None:
         samples[condition] = own
     write_csv(guard, perplexities, ("condition", "example_id", "sample_id", "nats"))
     write_csv(output, compare(samples, variant), CONDITION_COLUMNS, variant=variant)
-    run.mark_done(stage, inputs, {}, [guard])
+    run.mark_done(stage)
 
 
 def formatting_sweep(run: Run) -> None:
@@ -70,12 +70,13 @@ def formatting_sweep(run: Run) -> None:
     source, output = run.path("analysis", "backtracking_events.csv"), run.path("analysis", "formatting_summary.csv")
     rows = [row for row in read_csv(source) if row["condition"] == BASELINE and row["variant"] in variants]
     settings = {"variants": variants, "rows": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:32]}
-    if run.is_done("formatting-sweep", [], settings, [output]):
+    stage = Stage("formatting-sweep", [], settings, [output])
+    if run.is_done(stage):
         return
     samples = {variant: [row | {"nats": ""} for row in rows if row["variant"] == variant] for variant in variants}
     found = [row | {"variant": row["condition"], "condition": BASELINE} for row in compare(samples, "")]
     write_csv(output, found, CONDITION_COLUMNS)
-    run.mark_done("formatting-sweep", [], settings, [output])
+    run.mark_done(stage)
 
 
 def nats(model: Model, sample: dict[str, Any]) -> float | str:

@@ -41,11 +41,11 @@ class Interp:
 
 def parse(path: Path | None, overrides: list[str]) -> Interp:
     """Return the configuration of a file under dotted overrides. Raises UserError."""
-    return build(yaml_files.load_raw(path, overrides))
+    return build(yaml_files.load_raw(path, overrides), ("model", "data"))
 
 
-def build(raw: dict[str, Any]) -> Interp:
-    """Check and convert plain data. Raises UserError with a sentence for every mistake."""
+def build(raw: dict[str, Any], sections: tuple[str, ...] = ()) -> Interp:
+    """Check and convert plain data; `sections` as in `parser.build`. Raises UserError, a sentence for every mistake."""
     given = raw | {section: {} for section in (*KINDS, *OWN) if raw.get(section) is None}
     known = {name: keys_of(kind) for name, kind in (KINDS | OWN).items()}
     others = [f"{section}.{key}" for section, keys in known.items() for key in keys]
@@ -58,7 +58,7 @@ def build(raw: dict[str, Any]) -> Interp:
         problems += [sentence for _, sentence in check_mapping(section, given[section], known[section], others)]
     config = None
     try:
-        config = parser.build({key: given[key] for key in ("seed", *KINDS) if key in given}, ("model", "data"))
+        config = parser.build({key: given[key] for key in ("seed", *KINDS) if key in given}, sections)
     except UserError as error:
         problems += error.sentences
     if problems:

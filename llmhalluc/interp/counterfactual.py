@@ -22,7 +22,7 @@ from llmhalluc.extras.run_folder import write_json
 from llmhalluc.interp.detect import interval, points_of
 from llmhalluc.interp.events import Point, Sample
 from llmhalluc.interp.load import Model, model_of, problems_of, task_of
-from llmhalluc.interp.run import Run
+from llmhalluc.interp.run import Run, Stage
 from llmhalluc.tasks import TASKS
 from llmhalluc.tasks.base import CutOff
 
@@ -40,8 +40,9 @@ def counterfactual(run: Run, variant: str) -> None:
     output = run.path("analysis", f"counterfactual__{variant}.json")
     points = points_of(run, variant)
     settings["points"] = points.digest
-    stage, lines_path = f"counterfactual {variant}", run.path("analysis", f"resamples__{variant}.jsonl")
-    if run.is_done(stage, inputs, settings, [output]):
+    lines_path = run.path("analysis", f"resamples__{variant}.jsonl")
+    stage = Stage(f"counterfactual {variant}", inputs, settings, [output])
+    if run.is_done(stage):
         return
     model = model_of(run)
     lines, file = resume_lines(lines_path)
@@ -67,7 +68,7 @@ def counterfactual(run: Run, variant: str) -> None:
         file.flush()
     file.close()
     write_json(output, importance(found) | {"context": model.context, "resamples": scan.resamples})
-    run.mark_done(stage, inputs, settings, [output])
+    run.mark_done(stage)
 
 
 def importance(found: Items[dict[str, Any]]) -> dict[str, Any]:

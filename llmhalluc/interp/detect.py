@@ -9,7 +9,7 @@ from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.run_folder import write_json
 from llmhalluc.interp.events import Event, Point, Points, Sample, controls, find_erasures, find_phrases, spread
 from llmhalluc.interp.load import generations_of, model_of, problems_of, task_of
-from llmhalluc.interp.run import BASELINE, Row, Run, read_csv, write_csv
+from llmhalluc.interp.run import BASELINE, Row, Run, Stage, read_csv, write_csv
 from llmhalluc.models.loader import load_tokenizer
 from llmhalluc.tasks import TASKS
 from llmhalluc.tasks.base import CutOff
@@ -38,7 +38,8 @@ def detect_events(run: Run) -> None:
         raise UserError(f"{run.path('generations')} holds no generations: run generate first")
     outputs = [run.path("analysis", name) for name in ("backtracking_events.csv", "onsets.csv", "summary_metrics.json")]
     settings = {"triggers": config.interp.triggers, "seed": config.interp.seed, "most": config.scan.max_events}
-    if run.is_done("detect-events", found, settings, outputs):
+    stage = Stage("detect-events", found, settings, outputs)
+    if run.is_done(stage):
         return
     tokenizer, records = load_tokenizer(config.config.model), problems_of(run)
     backtrack_id = _backtrack_id(run) if not config.interp.triggers else None
@@ -58,7 +59,7 @@ def detect_events(run: Run) -> None:
     write_csv(outputs[0], samples_csv, SAMPLE_COLUMNS)
     write_csv(outputs[1], onsets_csv, ONSET_COLUMNS)
     write_json(outputs[2], summary(read_csv(outputs[0]), read_csv(outputs[1])))
-    run.mark_done("detect-events", found, settings, outputs)
+    run.mark_done(stage)
 
 
 def events_of(samples: list[Sample], triggers: list[str], backtrack_id: int | None, decode) -> list[tuple[int, Event]]:

@@ -20,7 +20,7 @@ from llmhalluc.interp.importance import finite, split_off
 from llmhalluc.interp.lens import states
 from llmhalluc.interp.load import Model, model_of
 from llmhalluc.interp.packed import Copy, Edit, forward
-from llmhalluc.interp.run import Row, Run, write_csv
+from llmhalluc.interp.run import Row, Run, Stage, write_csv
 
 PATCH_COLUMNS = (
     "variant",
@@ -54,10 +54,11 @@ def steer(run: Run, variant: str) -> None:
     settings = {name: config.plain()["scan"][name] for name in names} | {"seed": config.interp.seed, "layer": layer}
     inputs = [run.path("generations", f"{variant}__baseline.jsonl")]
     outputs = [run.path("analysis", name) for name in ("patching.csv", "dose_response.csv")]
-    stage, mark = f"steer {variant}", run.path("analysis", f"direction__{variant}.safetensors")
+    mark = run.path("analysis", f"direction__{variant}.safetensors")
     points = points_of(run, variant).paired()
     settings["points"] = points.digest
-    if all(path.exists() for path in outputs) and run.is_done(stage, inputs, settings, [mark]):
+    stage = Stage(f"steer {variant}", inputs, settings, [mark], outputs)
+    if run.is_done(stage):
         return
     model = model_of(run)
     if not points.events:
@@ -77,7 +78,7 @@ def steer(run: Run, variant: str) -> None:
     from safetensors.torch import save_file
 
     save_file({"direction": direction.contiguous().cpu()}, mark)
-    run.mark_done(stage, inputs, settings, [mark])
+    run.mark_done(stage)
 
 
 def patching(model: Model, points: Points, at_events: torch.Tensor, at_others: torch.Tensor) -> list[Row]:

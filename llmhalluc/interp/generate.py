@@ -18,7 +18,7 @@ from llmhalluc.hparams.interp_args import VariantArguments
 from llmhalluc.interp.ablate import Ablations, load_references, random_sets, selection
 from llmhalluc.interp.load import Model, generations_of, model_of, problems_of, task_of, write_check
 from llmhalluc.interp.packed import Edit, change_at
-from llmhalluc.interp.run import BASELINE, Run
+from llmhalluc.interp.run import BASELINE, Run, Stage
 from llmhalluc.interp.sites import SUBLAYERS, Change, Site, Sites
 from llmhalluc.tasks import TASKS
 
@@ -43,23 +43,24 @@ def generate(run: Run, variant: str, conditions: Items[str]) -> None:
         "gen": plain["gen"], "variant": plain["interp"]["variants"][variant], "examples": run.config.interp.examples,
         "samples": run.config.interp.samples,
     }  # fmt: skip
-    inputs, todo, marks = {}, [], {}
+    stages: dict[str, Stage] = {}
+    todo = []
     for condition in conditions:
-        inputs[condition], marks[condition] = [problems], settings
+        asked = settings
         if condition != BASELINE:
-            inputs[condition].append(run.need(selected, f"ablation-scan --variant {variant}"))
+            run.need(selected, f"ablation-scan --variant {variant}")
             chosen = selection(run, variant)["layers"]
-            marks[condition] = settings | {"method": scan.ablations[0], "scale": scan.scale, "layers": chosen}
-        stage, output = f"generate {variant} {condition}", run.path("generations", f"{variant}__{condition}.jsonl")
-        if not run.is_done(stage, inputs[condition][:1], marks[condition], [output]):
+            asked = settings | {"method": scan.ablations[0], "scale": scan.scale, "layers": chosen}
+        output = run.path("generations", f"{variant}__{condition}.jsonl")
+        stages[condition] = Stage(f"generate {variant} {condition}", [problems], asked, [output])
+        if not run.is_done(stages[condition]):
             todo.append(condition)
     if not todo:
         return
     model = model_of(run)
-    _complete(run, model, variant, _condition_edits(run, model, variant, todo), marks[todo[-1]])
+    _complete(run, model, variant, _condition_edits(run, model, variant, todo), stages[todo[-1]].settings)
     for condition in todo:
-        output = run.path("generations", f"{variant}__{condition}.jsonl")
-        run.mark_done(f"generate {variant} {condition}", inputs[condition][:1], marks[condition], [output])
+        run.mark_done(stages[condition])
     if BASELINE in todo:
         write_check(run, model, max(generations_of(run, variant), key=lambda one: len(one["completion_ids"])))
 

@@ -8,7 +8,7 @@ from llmhalluc.interp import lens as lenses
 from llmhalluc.interp.detect import points_of
 from llmhalluc.interp.events import Sample
 from llmhalluc.interp.load import Model, model_of
-from llmhalluc.interp.run import Run, write_csv
+from llmhalluc.interp.run import Run, Stage, write_csv
 from llmhalluc.interp.scan import offered_rows
 
 COLUMNS = (
@@ -23,11 +23,12 @@ def logit_lens(run: Run, variant: str) -> None:
     inputs = [run.path("generations", f"{variant}__baseline.jsonl")]
     settings = {key: config.plain()["scan"][key] for key in ("lens", "lens_file", "lens_rows", "lens_steps")}
     settings["seed"] = config.interp.seed
-    output, stage = run.path("analysis", "logit_lens.csv"), f"logit-lens {variant}"
+    output = run.path("analysis", "logit_lens.csv")
     points = points_of(run, variant)
     settings["points"] = points.digest
     fitted = run.path("analysis", f"lens__{variant}.safetensors")
-    if output.exists() and run.is_done(stage, inputs, settings, [fitted]):
+    stage = Stage(f"logit-lens {variant}", inputs, settings, [fitted], [output])
+    if run.is_done(stage):
         return
     model = model_of(run)
     lens = the_lens(run, model, points.samples)
@@ -45,7 +46,7 @@ def logit_lens(run: Run, variant: str) -> None:
                 values = zip(COLUMNS[9:], reading, strict=True)
                 rows.append(place | {"target_id": point.target, "layer": layer} | dict(values))
     write_csv(output, rows, COLUMNS, variant=variant)
-    run.mark_done(stage, inputs, settings, [fitted])
+    run.mark_done(stage)
 
 
 def the_lens(run: Run, model: Model, samples: list[Sample]) -> lenses.Lens:

@@ -16,7 +16,7 @@ from llmhalluc.extras.jsonl import write_lines
 from llmhalluc.extras.run_folder import write_json
 from llmhalluc.interp.config import Interp
 from llmhalluc.interp.packed import Copy, forward, rows_of
-from llmhalluc.interp.run import BASELINE, Run
+from llmhalluc.interp.run import BASELINE, Run, Stage
 from llmhalluc.interp.sites import Sites
 from llmhalluc.models.helper import eos_ids
 from llmhalluc.models.loader import Loaded, load
@@ -95,14 +95,15 @@ def prepare_data(run: Run) -> None:
 
     data, interp = run.config.config.data, run.config.interp
     output, settings = run.path("data", "problems.jsonl"), run.config.plain()["data"] | {"examples": interp.examples}
-    if run.is_done("prepare-data", (), settings, [output]):
+    stage = Stage("prepare-data", (), settings, [output])
+    if run.is_done(stage):
         return
     tokenizer = load_tokenizer(run.config.config.model)
     problems = load_problems(data, tokenizer, held_out=True)[: interp.examples]
     if not problems:
         raise UserError(f"data.dataset {data.dataset} has no problems")
     write_lines(output, ({"example_id": problem.key, "record": problem.record} for problem in problems))
-    run.mark_done("prepare-data", (), settings, [output])
+    run.mark_done(stage)
 
 
 def problems_of(run: Run) -> dict[str, dict[str, Any]]:

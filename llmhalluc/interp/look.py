@@ -14,7 +14,7 @@ from llmhalluc.interp.load import Model
 from llmhalluc.interp.packed import Copy, forward, inputs_of
 from llmhalluc.interp.run import BASELINE, Run, read_csv
 
-WINDOW = 12  # tokens on each side of an event for which every sublayer is taken out
+WINDOW = 8  # tokens on each side of an event for which every sublayer is taken out
 LOOKED_AT = 5  # earlier tokens that are named
 
 
@@ -84,13 +84,11 @@ def _effects(run: Run, model: Model, variant: str, where: tuple[Sample, Sequence
     method, references = selection(run, variant)["method"], load_references(run, variant)
     sets = [[site] for site in model.sites.components]
     edits = Ablations(method, sets, references, run.config.scan.scale, run.config.interp.seed)
+    copies = [Copy(row, own) for row in near for own in [(), *edits(row)]]
+    logprobs = forward(model.sites, model.rows(sample), copies).logits.log_softmax(-1)[:, target]
     found = {}
-    for row in near:
-        logprobs = forward(
-            model.sites, model.rows(sample), [Copy(row, own) for own in [(), *edits(row)]]
-        ).logits.log_softmax(-1)
-        base, *without = logprobs[:, target].tolist()
-        found[row] = [round(base - other, 3) for other in without]
+    for row, here in zip(near, logprobs.split(1 + len(sets)), strict=True):
+        found[row] = [round(effect, 3) for effect in (here[0] - here[1:]).tolist()]
     return found
 
 

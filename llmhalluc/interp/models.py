@@ -16,7 +16,7 @@ from llmhalluc.interp.events import Point, Points, Sample
 from llmhalluc.interp.importance import finite
 from llmhalluc.interp.lens import Lens, read, states
 from llmhalluc.interp.load import Model, load_model, model_of
-from llmhalluc.interp.run import Run, write_csv
+from llmhalluc.interp.run import Run, Stage, write_csv
 
 COLUMNS = ("variant", "layer", "events", "problems", "tuned_logprob", "base_logprob", "difference", "low", "high", "p",
            "significant", "direction_cosine")  # fmt: skip
@@ -38,7 +38,8 @@ def compare_models(run: Run, variant: str) -> None:
     points = points_of(run, variant)
     settings["points"] = points.digest
     samples, events, problems = points.samples, points.events, points.problems
-    if run.is_done(f"compare-models {variant}", inputs, settings, outputs):
+    stage = Stage(f"compare-models {variant}", inputs, settings, outputs)
+    if run.is_done(stage):
         return
     tuned, base = model_of(run), load_base(run)
     if tuned.sites.width != base.sites.width or tuned.sites.layers != base.sites.layers:
@@ -69,7 +70,7 @@ def compare_models(run: Run, variant: str) -> None:
         own = dose_response(run, model, paired, paired.controls, Direction(layer, vector))
         doses += [{"variant": variant, "model": name, "layer": layer} | row for row in own]
     write_csv(outputs[1], doses, DOSE_COLUMNS)
-    run.mark_done(f"compare-models {variant}", inputs, settings, outputs)
+    run.mark_done(stage)
 
 
 def load_base(run: Run) -> Model:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -23,7 +23,7 @@ from llmhalluc.interp.events import Sample
 from llmhalluc.interp.importance import split_off
 from llmhalluc.interp.lens import states
 from llmhalluc.interp.load import Model, model_of, problems_of, task_of
-from llmhalluc.interp.run import Row, Run, write_csv
+from llmhalluc.interp.run import Row, Run, Stage, write_csv
 from llmhalluc.tasks import TASKS
 from llmhalluc.tasks.base import Written
 
@@ -53,9 +53,10 @@ def probe(run: Run, variant: str) -> None:
     points = points_of(run, variant)
     settings["points"] = points.digest
     samples = points.samples
-    stage, own = f"probe {variant}", run.path("analysis", f"probe_rows__{variant}.csv")
+    own = run.path("analysis", f"probe_rows__{variant}.csv")
     weights = run.path("analysis", f"probe__{variant}.safetensors")
-    if output.exists() and run.is_done(stage, inputs, settings, [own, weights]):
+    stage = Stage(f"probe {variant}", inputs, settings, [own, weights], [output])
+    if run.is_done(stage):
         return
     model = model_of(run)
     targets = {"event": [Labelled(point.at, point.row, True) for point in points.events]}
@@ -75,7 +76,7 @@ def probe(run: Run, variant: str) -> None:
         rows += [{"variant": variant, "target": target, "layer": layer} | row for layer, row in enumerate(found)]
     write_csv(output, rows, COLUMNS, variant=variant)
     write_csv(own, counts, ("target", "rows", "positive"))
-    run.mark_done(stage, inputs, settings, [own, weights])
+    run.mark_done(stage)
 
 
 def errors(model: Model, samples: Sequence[Sample], task: Any, records: dict[str, Any]) -> list[Labelled]:
@@ -121,17 +122,17 @@ def auc_by_layer(
         if len(set(labels[~inside])) == 2 and len(set(labels[inside])) == 2:
             scores = _scores(features_PH, labels[~inside], inside)
             own = [problem for problem, is_in in zip(problems, inside, strict=True) if is_in]
-            made["auc"] = float(roc_auc_score(labels[inside], scores))
+            made["auc"] = area(labels[inside], scores)
             made["auc_low"], made["auc_high"] = auc_interval(labels[inside], scores, own, seed)
             rng = np.random.default_rng(seed)
-            shuffled = [roc_auc_score(labels[inside], _scores(features_PH, rng.permutation(labels[~inside]), inside))
+            shuffled = [area(labels[inside], _scores(features_PH, rng.permutation(labels[~inside]), inside))
                         for _ in range(SHUFFLES)]  # fmt: skip
             made["shuffled_auc"] = float(np.mean(shuffled))
             made["shuffled_low"], made["shuffled_high"] = map(float, np.quantile(shuffled, [0.025, 0.975]))
             kept = missed[inside] | ~labels[inside]
             made["not_acted_rows"] = int(missed[inside].sum())
             if missed[inside].any():
-                made["auc_not_acted"] = float(roc_auc_score(labels[inside][kept], scores[kept]))
+                made["auc_not_acted"] = area(labels[inside][kept], scores[kept])
         found.append(made)
     return found
 
@@ -157,9 +158,15 @@ def auc_interval(
     for _ in range(draws):
         rows = np.concatenate([rows_of[names[i]] for i in rng.integers(len(names), size=len(names))])
         if len(set(labels[rows])) == 2:
-            areas.append(roc_auc_score(labels[rows], scores[rows]))
+            areas.append(area(labels[rows], scores[rows]))
     low, high = np.quantile(areas, [0.025, 0.975]) if areas else (0.0, 1.0)
     return float(low), float(high)
+
+
+def area(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Return the area under the ROC curve: how often a score of a True row is the higher one, ties counted half."""
+    ranks, right = rankdata(scores), int(labels.sum())
+    return float((ranks[labels].sum() - right * (right + 1) / 2) / (right * (len(labels) - right)))
 
 
 def _weights(features_LPH: np.ndarray, labels: Sequence[bool]) -> dict[str, torch.Tensor]:

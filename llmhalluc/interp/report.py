@@ -12,7 +12,7 @@ from llmhalluc.interp.ablate import selection
 from llmhalluc.interp.detect import points_of
 from llmhalluc.interp.importance import QUANTITIES
 from llmhalluc.interp.load import model_of
-from llmhalluc.interp.run import BASELINE, Run, read_csv
+from llmhalluc.interp.run import BASELINE, Run, Stage, read_csv
 from llmhalluc.report import page
 from llmhalluc.report.pictures import STYLE, inline_svg
 from llmhalluc.report.tables import Column, Field, Row, Table
@@ -27,7 +27,8 @@ def make_report(run: Run, variant: str) -> None:
     sources = [path for path in sorted(run.path("analysis").iterdir()) if not path.name.startswith(".")]
     outputs = [run.path("reports", f"{NAME}.{suffix}") for suffix in ("md", "html")]
     settings = {"variant": variant, "traces": run.config.scan.traces}
-    if run.is_done("make-report", sources, settings, outputs):
+    stage = Stage("make-report", sources, settings, outputs)
+    if run.is_done(stage):
         return
     with plt.rc_context(STYLE):
         drawn = figures.draw(run, variant)
@@ -43,7 +44,7 @@ def make_report(run: Run, variant: str) -> None:
         title=f"Taking it back: run {run.folder.name}", subtitle=f"variant {variant}", check=_check(run), facts=facts,
         pictures=pictures, traces=traces, components=[" ".join(map(str, site)) for site in _components(run, traces)],
     )  # fmt: skip
-    run.mark_done("make-report", sources, settings, outputs)
+    run.mark_done(stage)
 
 
 def markdown(run: Run, variant: str, facts: list[Fact], drawn: list[figures.Drawn]) -> str:

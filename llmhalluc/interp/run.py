@@ -3,10 +3,10 @@
 import csv
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmhalluc.extras.errors import UserError, did_you_mean
 from llmhalluc.extras.keys import flat
@@ -19,6 +19,16 @@ FOLDERS = ("data", "generations", "analysis", "figures", "reports")
 BOUND = ("model", "data")  # sections in which a run and its later commands must agree
 BASELINE = "baseline"  # the condition without an intervention
 Row = dict[str, Any]
+
+
+class Stage(NamedTuple):
+    """What a stage reads, how it is asked, and what it writes; shared files hold rows of other variants too."""
+
+    name: str
+    inputs: Sequence[Path]
+    settings: Any
+    outputs: Sequence[Path]
+    shared: Sequence[Path] = ()
 
 
 class Run:
@@ -38,29 +48,30 @@ class Run:
             raise UserError(f"{path} does not exist: run {command} first (--run-id {self.folder.name})")
         return path
 
-    def is_done(self, stage: str, inputs: Iterable[Path], settings: Any, outputs: Iterable[Path]) -> bool:
+    def is_done(self, stage: Stage) -> bool:
         """Return whether the stage has run on these inputs with these settings, and its outputs are as it left them."""
-        entry = self._manifest().get(stage)
-        done = entry is not None and entry == self._entry(inputs, settings, outputs)
+        entry = self._manifest().get(stage.name)
+        there = all(path.exists() for path in stage.shared)
+        done = there and entry is not None and entry == self._entry(stage)
         if done:
-            print(f"{stage}: up to date")
+            print(f"{stage.name}: up to date")
         return done
 
-    def mark_done(self, stage: str, inputs: Iterable[Path], settings: Any, outputs: Iterable[Path]) -> None:
+    def mark_done(self, stage: Stage) -> None:
         """Write the stage's hashes into the manifest."""
-        entry = self._entry(inputs, settings, outputs)
-        write_json(self.path(MANIFEST), self._manifest() | {stage: entry})
-        print(f"{stage}: wrote {', '.join(entry['outputs'])}", flush=True)
+        write_json(self.path(MANIFEST), self._manifest() | {stage.name: self._entry(stage)})
+        names = [str(path.relative_to(self.folder)) for path in (*stage.shared, *stage.outputs)]
+        print(f"{stage.name}: wrote {', '.join(names)}", flush=True)
 
     def _manifest(self) -> dict[str, Any]:
         path = self.path(MANIFEST)
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
-    def _entry(self, inputs: Iterable[Path], settings: Any, outputs: Iterable[Path]) -> dict[str, Any]:
+    def _entry(self, stage: Stage) -> dict[str, Any]:
         return {
-            "inputs": {str(path.relative_to(self.folder)): hash_of(path) for path in inputs},
-            "settings": json.loads(json.dumps(settings)),
-            "outputs": {str(path.relative_to(self.folder)): hash_of(path) for path in outputs},
+            "inputs": {str(path.relative_to(self.folder)): hash_of(path) for path in stage.inputs},
+            "settings": json.loads(json.dumps(stage.settings)),
+            "outputs": {str(path.relative_to(self.folder)): hash_of(path) for path in stage.outputs},
         }
 
 

@@ -21,7 +21,7 @@ from llmhalluc.interp.events import Point, Points, Sample
 from llmhalluc.interp.importance import COLUMNS, Effects, choose_layers, importance, joint, split_off
 from llmhalluc.interp.load import Model, model_of
 from llmhalluc.interp.packed import Copy, Edit, forward, inputs_of
-from llmhalluc.interp.run import Row, Run, write_csv
+from llmhalluc.interp.run import Row, Run, Stage, write_csv
 from llmhalluc.interp.sites import SUBLAYERS, Site
 
 
@@ -62,7 +62,8 @@ def ablation_scan(run: Run, variant: str) -> None:
     ]
     points = points_of(run, variant)
     problems, settings["points"] = points.problems, points.digest
-    if all(path.exists() for path in outputs) and run.is_done(f"ablation-scan {variant}", inputs, settings, own):
+    stage = Stage(f"ablation-scan {variant}", inputs, settings, own, outputs)
+    if run.is_done(stage):
         return
     model, rng = model_of(run), Random(config.interp.seed)
     texts = [(model.rows(sample), offered_rows(sample)) for sample in points.samples if sample["completion_ids"]]
@@ -100,7 +101,7 @@ def ablation_scan(run: Run, variant: str) -> None:
     write_json(outputs[1], before | {variant: chosen})
     save_references(run, variant, references)
     write_lines(own[1], per_event)
-    run.mark_done(f"ablation-scan {variant}", inputs, settings, own)
+    run.mark_done(stage)
 
 
 def offered_rows(sample: Sample) -> range:

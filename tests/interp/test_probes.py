@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from llmhalluc.interp.importance import split_off
-from llmhalluc.interp.probes import Labelled, auc_by_layer, auc_interval, errors
+from llmhalluc.interp.probes import Labelled, area, auc_by_layer, auc_interval, errors
 from llmhalluc.tasks.base import Task
 from tests.interp.models import BT, causal_lm, sample, taken_apart
 
@@ -28,6 +29,12 @@ def test_a_planted_signal_is_found_and_none_where_labels_are_shuffled():
     for one in (first, second):
         assert one["shuffled_low"] < 0.5 < one["shuffled_high"] and abs(one["shuffled_auc"] - 0.5) < 0.15
         assert (one["train_rows"], one["test_rows"], one["test_problems"]) == (60, 60, 30)
+
+
+def test_the_area_is_sklearns():
+    rng = np.random.default_rng(0)
+    labels, scores = rng.random(50) < 0.3, rng.integers(0, 9, 50)
+    assert area(labels, scores) == pytest.approx(roc_auc_score(labels, scores))
 
 
 def test_a_side_with_one_class_has_no_area():
