@@ -123,8 +123,9 @@ def _facts(run: Run, variant: str) -> list[Fact]:
         ("tokens erased", "tokens_taken_back"),
     ):
         groups = own[f"correct_by_{key}"]
-        shown = [f"{group} {_percent(one)} of {one['samples']}" for group, one in groups.items()]
-        facts.append((f"right answers by {name}", shown if len(shown) > 1 else shown[0]))
+        shown = [f"{group}: {_percent(one)} of {one['samples']}" for group, one in groups.items()]
+        if len(shown) > 1:
+            facts.append((f"right answers by {name}", shown))
     if run.path("analysis", "selected_layers.json").exists():
         facts += _facts_of_scan(selection(run, variant))
         facts += _specific(run, variant)
