@@ -30,7 +30,8 @@ ONSET_COLUMNS = (
 def detect_events(run: Run) -> None:
     """Write backtracking_events.csv, onsets.csv and summary_metrics.json from all generations.
 
-    Raises UserError where nothing is generated, or a variant's generations are of another config's variants.
+    Generations of other problems than those of data/problems.jsonl are left out, and said to be. Raises UserError where
+    nothing is generated.
     """
     config = run.config
     found = sorted(run.path("generations").glob("*__*.jsonl"))
@@ -48,6 +49,9 @@ def detect_events(run: Run) -> None:
     for path in found:
         variant, _, condition = path.stem.rpartition("__")
         samples = generations_of(run, variant, condition)
+        if not {sample["example_id"] for sample in samples} <= records.keys():
+            print(f"{path.name} is of other problems: run generate --variant {variant} --condition {condition} again")
+            continue
         onsets = events_of(samples, config.interp.triggers, backtrack_id, tokenizer.decode)
         verdicts = [_verdict(run, sample, records[sample["example_id"]]) for sample in samples]
         for at, sample in enumerate(samples):

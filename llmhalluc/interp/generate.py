@@ -10,7 +10,6 @@ import torch
 
 from llmhalluc.data.base import encode_prompts, tokenise
 from llmhalluc.decoding.engine import decode
-from llmhalluc.decoding.operators import make_operator
 from llmhalluc.decoding.sequence import Sequence, Spec, Trace
 from llmhalluc.extras.errors import UserError, did_you_mean
 from llmhalluc.extras.jsonl import resume_lines, write_lines
@@ -95,7 +94,6 @@ class RowEdits:
     def __init__(self, sites: Sites, keys: Items[str]):
         self.sites = sites
         self.changes: dict[Site, Change | None] = dict.fromkeys(edit.site for key in keys for edit in edits_of(key))
-
         self._fed: list[int] = []  # the sequences of the last forward: most are followed by one of the same
 
     def __call__(self, sequences: list[Sequence]) -> None:
@@ -131,9 +129,8 @@ def _complete(run: Run, model: Model, variant: str, edits: dict[str, list[tuple[
                 requests.append((condition, example, number, key))
     keys: list[str] = [key for *_, key in requests]
     intervene = RowEdits(model.sites, keys)
-    operator = make_operator(options.operator, **options.operator_args) if options.operator else None
     spec = Spec(
-        options, model.eos_ids, model.loaded.backtrack_id, model.context, model.tokenizer, operator,
+        options, model.eos_ids, model.loaded.backtrack_id, model.context, model.tokenizer,
         intervene=intervene if intervene.changes else None,
     )  # fmt: skip
 

@@ -44,6 +44,11 @@ class Model:
         """Return ids as text, special tokens as they are spelt."""
         return self.tokenizer.decode(ids)
 
+    def piece(self, token: int) -> str:
+        """Return the text that a token adds behind another word."""
+        before = self.tokenizer("a", add_special_tokens=False).input_ids
+        return self.decode([*before, token]).removeprefix(self.decode(before))
+
     @contextmanager
     def eager_attention(self) -> Iterator[None]:
         """Let the model compute its attention weights inside the block."""

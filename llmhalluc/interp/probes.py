@@ -90,7 +90,7 @@ def errors(model: Model, samples: Sequence[Sample], task: Any, records: dict[str
             if token == backtrack_id:
                 standing = standing[:-1]
                 continue
-            text = model.decode([token])
+            text = model.piece(token)
             pieces = [*(piece for piece, _ in standing[-_REACH:]), text]
             wrong = task.is_wrong(Written(text, partial("".join, pieces), i in survivors), record)
             on_wrong = bool(standing) and standing[-1][1]
@@ -98,7 +98,7 @@ def errors(model: Model, samples: Sequence[Sample], task: Any, records: dict[str
                 acted = i + 1 < len(ids) and ids[i + 1] == backtrack_id
                 found.append(Labelled(at, n_prompt + i, bool(wrong), acted))
             standing.append((text, on_wrong or bool(wrong)))
-    return [one for one in found if one.row < len(samples[one.at]["prompt_ids"] + samples[one.at]["completion_ids"])]
+    return found
 
 
 def auc_by_layer(

@@ -20,7 +20,7 @@ from llmhalluc.interp.detect import points_of
 from llmhalluc.interp.events import Point, Points, Sample
 from llmhalluc.interp.importance import COLUMNS, Effects, choose_layers, importance, joint, split_off
 from llmhalluc.interp.load import Model, model_of
-from llmhalluc.interp.packed import Copy, Edit, forward, inputs_of
+from llmhalluc.interp.packed import Copy, Edit, forward, inputs_of, site_width
 from llmhalluc.interp.run import Row, Run, Stage, write_csv
 from llmhalluc.interp.sites import SUBLAYERS, Site
 
@@ -135,8 +135,6 @@ def _heads(model: Model, points: Points, variant: str, layers: Sequence[int]) ->
 
 def head_edit(model: Model, layer: int, head: int) -> Edit:
     """Return what sets one attention head to zero."""
-    from llmhalluc.interp.packed import site_width
-
     width = site_width(model.sites, ("heads", layer))
     size = width // model.sites.heads
     scale = torch.ones(width)

@@ -6,6 +6,7 @@ from sklearn.metrics import roc_auc_score
 
 from llmhalluc.interp.importance import split_off
 from llmhalluc.interp.probes import Labelled, area, auc_by_layer, auc_interval, errors
+from llmhalluc.tasks import TASKS
 from llmhalluc.tasks.base import Task
 from tests.interp.models import BT, causal_lm, sample, taken_apart
 
@@ -54,12 +55,28 @@ def test_the_interval_of_an_area_covers_over_problems():
     assert hits >= 0.88 * count
 
 
+class Spaced(Task):
+    """A token is wrong where the text that stands before it has an odd number of words."""
+
+    def is_wrong(self, token, record):
+        return len(token.before().split()) % 2 == 1
+
+
+def test_a_task_reads_the_text_with_the_spaces_that_its_tokenizer_leaves_out():
+    tokenizer = TASKS["countdown"].tokenizer("countdown")
+    model = taken_apart(causal_lm("llama"), "soft", BT)
+    model.loaded = model.loaded._replace(tokenizer=tokenizer)
+    ids = tokenizer("1 + 2 = 3", add_special_tokens=False).input_ids
+    found = errors(model, [sample([7], ids[:2])], Spaced(), {"test-0": {}})
+    assert [point.label for point in found] == [True]  # what stands on a wrong one is not judged
+
+
 class Odd(Task):
     """A token is wrong where its text ends in an odd digit; of a letter nobody can say."""
 
     def is_wrong(self, token, record):
         assert token.before().endswith(token.text)
-        return None if token.text.isalpha() else int(token.text[-1]) % 2 == 1
+        return None if token.text.strip().isalpha() else int(token.text[-1]) % 2 == 1
 
 
 def test_errors_are_labelled_where_nothing_wrong_stands_before_them():

@@ -190,6 +190,20 @@ def test_generation_resumes_where_it_was_stopped(tmp_path, models):
     assert not list(run.path("generations").glob(".*"))
 
 
+def test_generations_of_other_problems_are_left_out(tmp_path, models, capsys):
+    run = runs.init(build(raw(tmp_path, models["block"])), "one")
+    prepare_data(run)
+    for variant in ("plain", "asked"):
+        generate(run, variant, ["baseline"])
+    run.config.interp.examples = 4
+    prepare_data(run)
+    generate(run, "plain", ["baseline"])
+    detect_events(run)
+    assert "asked__baseline.jsonl is of other problems: run generate --variant asked" in capsys.readouterr().out
+    assert {row["variant"] for row in rows(run, "backtracking_events.csv")} == {"plain"}
+    assert len(rows(run, "backtracking_events.csv")) == 8
+
+
 def test_conditions_differ_from_the_baseline_and_are_paired(whole):
     by_condition = {row["condition"]: row for row in rows(whole, "condition_comparison.csv")}
     assert list(by_condition) == ["baseline", "targeted", "random"]
