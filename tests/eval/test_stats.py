@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats as scipy_stats
 
 from llmhalluc.eval.stats import (
     Estimate,
@@ -152,6 +153,58 @@ def test_law12_the_interval_of_a_clustered_share_covers(share, alike):
         found = clustered_share(scores.ravel(), np.repeat(np.arange(24), 2))
         hits += found.low <= share <= found.high
     assert hits >= 0.9 * runs
+
+
+def slow_clustered(values, clusters, draws, seed):
+    """The bootstrap-t by loops: one column, clusters in the order of their names."""
+    names = sorted({str(cluster) for cluster in clusters})
+    by_name = [[v for v, cluster in zip(values, clusters, strict=True) if str(cluster) == name] for name in names]
+    means = [sum(own) / len(own) for own in by_name]
+    n, center = len(means), sum(means) / len(means)
+    error = math.sqrt(sum((m - center) ** 2 for m in means) / (n - 1) / n)
+    ratios = []
+    for count in np.random.default_rng(seed).multinomial(n, [1 / n] * n, size=draws):
+        drawn = [m for m, times in zip(means, count, strict=True) for _ in range(times)]
+        mean_of, spread = sum(drawn) / n, 0.0
+        spread = math.sqrt(sum((m - mean_of) ** 2 for m in drawn) / n / (n - 1))
+        ratios.append((mean_of - center) / spread if spread > 1e-9 else math.inf)
+    lowest = sorted(-math.inf if math.isinf(r) else r for r in ratios)[int(0.025 * (draws - 1))]
+    highest = sorted(ratios)[math.ceil(0.975 * (draws - 1))]
+    p = (1 + sum(abs(r) >= abs(center) / error for r in ratios)) / (draws + 1)
+    return center, center - highest * error, center - lowest * error, p
+
+
+def test_clustered_means_equal_a_slow_reference():
+    rng = np.random.default_rng(5)
+    clusters = [10, 9, 2, 2, 11, 11, 11, 3, 5, 7, 2]
+    first, second = rng.normal(1, 1, len(clusters)), rng.normal(0.2, 3, len(clusters))
+    found = clustered(np.stack([np.full(len(clusters), 2.5), first, second], 1), clusters, draws=300, seed=4)
+    assert found[0] == Estimate(2.5, 2.5, 2.5, 0.0)
+    for estimate, values in ((found[1], first), (found[2], second)):
+        assert estimate == pytest.approx(slow_clustered(values, clusters, 300, 4), rel=1e-9)
+    assert found == clustered(np.stack([np.full(len(clusters), 2.5), first, second], 1), clusters, draws=300, seed=4)
+
+
+def test_the_design_effect_is_that_of_the_clusters_sums():
+    scores, clusters = [1, 1, 0, 1, 0, 0, 1, 0], [1, 1, 2, 2, 3, 3, 10, 10]
+    # Sums off the mean 1/2: 1, 0, -1, 0; their variance 2/64 · 4/3 over that of 8 single scores, 1/32: 4/3.
+    effect = 4 / 3
+    assert clustered_share(scores, clusters) == pytest.approx(wilson(4 / effect, 8 / effect))
+    apart = clustered_share([1, 0] * 4, clusters)
+    assert apart == pytest.approx(wilson(4, 8))
+    both = clustered_share([1, 1, 0, 0], ["a", "a", "b", "b"])
+    assert both == pytest.approx(wilson(1, 2))
+
+
+def test_a_clustered_difference_is_a_t_interval_with_two_clusters_added():
+    differences, clusters = [1.0, 0.0, 0.5, -0.5, 1.0, 0.0], [10, 10, 2, 2, 3, 4]
+    means = [0.5, 0.0, 1.0, 0.0]
+    expected = scipy_stats.ttest_1samp([*means, 1.0, -1.0], 0.0)
+    low, high = expected.confidence_interval()
+    found = clustered_difference(differences, clusters)
+    assert found == pytest.approx((sum(means) / 4, low, min(high, 1.0), expected.pvalue))
+    wide = clustered_difference([1.0, 0.0], [1, 2])
+    assert (wide.low, wide.high) == (-1.0, 1.0)
 
 
 def test_every_cluster_weighs_alike_and_quantities_are_judged_together():

@@ -91,6 +91,19 @@ def test_a_reading_is_of_the_target_and_all_triggers(model):
         assert last.rank == int((logits > logits[target]).sum())
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2", "gemma3_text"])
+def test_every_layer_reads_as_a_loop_over_the_librarys_own_states_does(architecture):
+    model = taken_apart(causal_lm(architecture, layers=3))
+    hidden = states(model.sites, ROWS, [8, 13])
+    readings = read(model.sites, Lens("logit"), hidden, [4, 7], [4, 7])
+    theirs = model.loaded.model(torch.tensor([ROWS.input_ids]), output_hidden_states=True).hidden_states
+    for layer in range(2):  # of the last layer the library gives the state after the norm
+        logits = model.sites.head(model.sites.norm(theirs[layer + 1][0, [8, 13]])).detach()
+        assert torch.allclose(hidden[layer], theirs[layer + 1][0, [8, 13]], atol=1e-9)
+        for row, target in ((0, 4), (1, 7)):
+            assert readings[row][layer].logit == pytest.approx(float(logits[row, target]), abs=1e-9)
+
+
 def test_a_lens_is_read_back_and_so_is_one_of_the_jlens_library(tmp_path, model):
     lens = fit("jacobian", model.sites, TEXTS)
     save(lens, tmp_path / "lens.safetensors")

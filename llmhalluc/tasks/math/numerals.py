@@ -19,7 +19,7 @@ def number_in_words(words: Sequence[str]) -> tuple[Fraction, int] | None:
     total, part, used = Fraction(0), Fraction(0), 0
     lower = [word.lower() for word in words]
     for i, word in enumerate(lower):
-        scale = SCALES.get(word.removesuffix("s"), 0) if used and word != "k" else 0
+        scale = SCALES.get(word.removesuffix("s")) if used else None
         if word in SMALL:
             part += SMALL[word]
         elif scale == 100:
@@ -29,8 +29,6 @@ def number_in_words(words: Sequence[str]) -> tuple[Fraction, int] | None:
         elif word == "and" and used and lower[i + 1 : i + 2] and lower[i + 1] in SMALL | {"a": 1}:
             if lower[i + 2 : i + 3] and lower[i + 2] in PARTS:  # five and a half
                 return total + part + SMALL.get(lower[i + 1], 1) * PARTS[lower[i + 2]], i + 3
-            if lower[i + 1] == "a":
-                break
             continue
         else:
             break

@@ -6,7 +6,7 @@ The table is read line by line; `10:30!` is a literal that is compared as it sta
 import pytest
 
 from llmhalluc.tasks.math.answers import final_answer
-from llmhalluc.tasks.math.process import judge_calculation
+from llmhalluc.tasks.math.process import format_quality, judge_calculation
 from llmhalluc.tasks.math.reading import read_statement
 
 TABLE = """
@@ -310,6 +310,40 @@ loss of 42 → -42 42
 3 : 4 → 3:4!
 1:2:3 → 1:2:3!
 1:2:3:4 → 1:2:3:4!
+two k → 2000
+five k apples → 5000
+five and a dog →
+five and a →
+eight or so →
+eight or nine →
+eight to ten →
+eight to →
+eight than →
+eight of them →
+seventy five percent left → 75 3/4
+two hundreds → 200
+three hundreds and two → 302
+half a dozen →
+half an hour → 1/2
+42 = forty-three →
+42 or forty-three →
+42 or forty-two → 42
+6 * 7 = forty-two → 42
+6 * 7 = forty-three → 43
+40 + 2 which is forty-two apples → 42
+42 minutes = forty minutes →
+42 = forty-two = 42 → 42
+42 = forty-two = 43 →
+7 = seven and a half →
+7.5 = seven and a half → 15/2
+one half hour → 1/2
+three quarters full → 3/4
+a third →
+two thousands → 2000
+two thousand → 2000
+twelve dozens → 144
+k apples →
+42 equals forty two dollars → 42
 """
 ROWS = [line.split(" →") for line in TABLE.strip().splitlines()]
 
@@ -396,3 +430,15 @@ def test_without_a_mark_the_last_sentence_with_a_number_is_read(text, found):
 )  # fmt: skip
 def test_a_calculation_is_judged_where_more_digits_cannot_change_it(text, verdict):
     assert judge_calculation(text) is verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "quality"),
+    [
+        ("#### 42", 1.0), ("The answer is 42", 1.0), ("\\boxed{42}", 1.0), ("The answer is 42.\n#### 42", 1.0),
+        ("\\boxed{42} \\boxed{42}", 0.5), ("The answer is 42. The ANSWER IS 42", 0.5), ("#### 41\n#### 42", 0.5),
+        ("\\boxed{42} it is", 0.5), ("42", 0.0), ("no", 0.0),
+    ],
+)  # fmt: skip
+def test_one_answer_stated_once_at_the_end_is_the_form(text, quality):
+    assert format_quality(text) == quality
