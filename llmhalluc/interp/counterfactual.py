@@ -17,6 +17,7 @@ from llmhalluc.decoding.engine import Engine
 from llmhalluc.decoding.sampling import sample as choose
 from llmhalluc.decoding.sequence import Sequence, Spec, Trace
 from llmhalluc.eval.stats import clustered_difference, clustered_share, independent
+from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.jsonl import resume_lines
 from llmhalluc.extras.run_folder import write_json
 from llmhalluc.interp.detect import interval, points_of
@@ -97,6 +98,8 @@ def compare_runs(run: Run, other: Run, variant: str) -> None:
     for one in (run, other):
         path = one.need(one.path("analysis", f"resamples__{variant}.jsonl"), f"counterfactual --variant {variant}")
         sides.append([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]])
+        if len({line["example_id"] for line in sides[-1]}) < 2:
+            raise UserError(f"run {one.folder.name} has resampled events of one problem alone: raise interp.examples")
     found: dict[str, Any] = {"runs": [run.folder.name, other.folder.name]}
     for treated, untreated in (("forced", "banned"), ("left", "banned"), ("forced", "left")):
         values = [_by_problem(lines, treated, untreated) for lines in sides]

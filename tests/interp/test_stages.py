@@ -42,7 +42,7 @@ def raw(folder: Path, model: Path, **dotted) -> dict:
         "gen": {"max_new_tokens": 32, "temperature": 1.0, "backtrack_bias": 2.0},
         "interp": {"runs_dir": str(folder), "examples": 8, "samples": 2, "triggers": [],
                    "variants": {"plain": {}, "asked": {"instruction": " solve"}}},
-        "scan": {"max_events": 12, "layers": 1, "counterfactual_events": 2, "resamples": 3, "traces": 1,
+        "scan": {"max_events": 12, "layers": 1, "counterfactual_events": 9, "resamples": 3, "traces": 1,
                  "random_directions": 3, "lens_rows": 4},
     }  # fmt: skip
     for name, value in dotted.items():
