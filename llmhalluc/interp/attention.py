@@ -9,7 +9,6 @@ from llmhalluc.eval.stats import clustered
 from llmhalluc.extras.errors import UserError
 from llmhalluc.interp.events import Sample
 from llmhalluc.interp.load import Model, generations_of, model_of
-from llmhalluc.interp.packed import inputs_of
 from llmhalluc.interp.run import BASELINE, Row, Run, Stage, write_csv
 
 COLUMNS = (
@@ -51,22 +50,18 @@ def attention(run: Run, variant: str) -> None:
     run.mark_done(stage)
 
 
-@torch.inference_mode()
 def masses(model: Model, samples: Sequence[Sample]) -> list[Row]:
     """Return the rows of attention.csv without their variant."""
     shares, even, largest = [], [], torch.zeros(model.sites.layers)
-    with model.eager_attention():
-        for sample in samples:
-            gone_QK = later_and_erased(sample, model.loaded.backtrack_id)
-            rows = model.rows(sample)
-            n = len(rows.input_ids)
-            found = model.sites.decoder(**inputs_of(model.sites, rows, [n - 1]), output_attentions=True).attentions
-            looking = gone_QK.any(1)
-            mass_LQ = torch.stack([(layer[0].mean(0) * gone_QK).sum(1)[looking] for layer in found])
-            largest = largest.maximum(mass_LQ.max(1).values.cpu())
-            shares.append(mass_LQ.mean(1).tolist())
-            seen = torch.arange(1, n + 1, device=gone_QK.device)[looking]
-            even.append(float((gone_QK.sum(1)[looking] / seen).mean()))
+    for sample in samples:
+        gone_QK = later_and_erased(sample, model.loaded.backtrack_id)
+        looking, n = gone_QK.any(1), len(gone_QK)
+        layers = model.attentions(model.rows(sample), n - 1)
+        mass_LQ = torch.stack([(layer.mean(0).cpu() * gone_QK).sum(1)[looking] for layer in layers])
+        largest = largest.maximum(mass_LQ.max(1).values)
+        shares.append(mass_LQ.mean(1).tolist())
+        seen = torch.arange(1, n + 1)[looking]
+        even.append(float((gone_QK.sum(1)[looking] / seen).mean()))
     clusters = [sample["example_id"] for sample in samples]
     return [
         {"layer": layer, "samples": len(samples), "problems": len(set(clusters)), "mass_on_erased": one.mean,

@@ -1,6 +1,6 @@
 """The commands of `run_interp`: each finds its run, and writes what it finds into the run's folder."""
 
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -67,17 +67,6 @@ def formatting_sweep(config: Config = DEFAULT, run_id: RunId = None, overrides: 
 
 
 @app.command()
-def make_report(
-    config: Config = DEFAULT, run_id: RunId = None, variant: Variant = None, overrides: Overrides = None
-) -> None:
-    """Draw the figures and write the report, as Markdown and as a page of its own."""
-    from llmhalluc.interp.report import make_report
-
-    run = runs.find(parse(config, overrides or []), run_id)
-    make_report(run, run.config.variant(variant))
-
-
-@app.command()
 def compare_runs(
     other: Annotated[str, typer.Option(help="the other run's id")], config: Config = DEFAULT, run_id: RunId = None,
     variant: Variant = None, overrides: Overrides = None,
@@ -89,82 +78,47 @@ def compare_runs(
     compare_runs(run, runs.named(run.config, other), run.config.variant(variant))
 
 
-def _of_a_variant(name: str, meaning: str, stage: Callable[[runs.Run, str], None]) -> None:
-    """Add a command that takes --variant and nothing else of its own."""
+# Commands that take --variant and nothing else of their own: name -> (module of interp, function, help).
+OF_A_VARIANT = {
+    "logit-lens": ("lens_stage", "logit_lens", "What every layer would say at events and controls: logit_lens.csv."),
+    "ablation-scan": (
+        "scan", "ablation_scan", "What every sublayer does there: ablation_importance.csv, selected_layers.json."
+    ),
+    "compare-conditions": (
+        "conditions", "compare_conditions", "Whole completions without the chosen layers: condition_comparison.csv."
+    ),
+    "probe": ("probes", "probe", "What a linear probe reads by layer: probes.csv."),
+    "steer": ("directions", "steer", "Patching and doses of a direction: patching.csv, dose_response.csv."),
+    "counterfactual": (
+        "counterfactual", "counterfactual",
+        "Resample with the trigger left, banned and forced: counterfactual__VARIANT.json.",
+    ),
+    "attention": (
+        "attention", "attention", "What later tokens still see of what BACKTRACK erased: attention.csv."
+    ),
+    "compare-models": ("models", "compare_models", "The same events in the untuned model: model_comparison.csv."),
+    "make-report": (
+        "report", "make_report", "Draw the figures and write the report, as Markdown and as a page of its own."
+    ),
+}  # fmt: skip
+
+
+def _of_a_variant(name: str) -> None:
+    """Add a command whose module is imported when it is called."""
+    module, function, meaning = OF_A_VARIANT[name]
 
     def command(
         config: Config = DEFAULT, run_id: RunId = None, variant: Variant = None, overrides: Overrides = None
     ) -> None:
         run = runs.find(parse(config, overrides or []), run_id)
+        stage = getattr(import_module(f"llmhalluc.interp.{module}"), function)
         stage(run, run.config.variant(variant))
 
     app.command(name, help=meaning)(command)
 
 
-def _logit_lens(run: runs.Run, variant: str) -> None:
-    from llmhalluc.interp.lens_stage import logit_lens
-
-    logit_lens(run, variant)
-
-
-def _ablation_scan(run: runs.Run, variant: str) -> None:
-    from llmhalluc.interp.scan import ablation_scan
-
-    ablation_scan(run, variant)
-
-
-def _compare_conditions(run: runs.Run, variant: str) -> None:
-    from llmhalluc.interp.conditions import compare_conditions
-
-    compare_conditions(run, variant)
-
-
-def _probe(run: runs.Run, variant: str) -> None:
-    from llmhalluc.interp.probes import probe
-
-    probe(run, variant)
-
-
-def _steer(run: runs.Run, variant: str) -> None:
-    from llmhalluc.interp.directions import steer
-
-    steer(run, variant)
-
-
-def _counterfactual(run: runs.Run, variant: str) -> None:
-    from llmhalluc.interp.counterfactual import counterfactual
-
-    counterfactual(run, variant)
-
-
-def _attention(run: runs.Run, variant: str) -> None:
-    from llmhalluc.interp.attention import attention
-
-    attention(run, variant)
-
-
-def _compare_models(run: runs.Run, variant: str) -> None:
-    from llmhalluc.interp.models import compare_models
-
-    compare_models(run, variant)
-
-
-_of_a_variant("logit-lens", "What every layer would say at events and controls: logit_lens.csv.", _logit_lens)
-_of_a_variant(
-    "ablation-scan", "What every sublayer does there: ablation_importance.csv, selected_layers.json.", _ablation_scan
-)
-_of_a_variant(
-    "compare-conditions", "Whole completions without the chosen layers: condition_comparison.csv.", _compare_conditions
-)
-_of_a_variant("probe", "What a linear probe reads by layer: probes.csv.", _probe)
-_of_a_variant("steer", "Patching and doses of a direction: patching.csv, dose_response.csv.", _steer)
-_of_a_variant(
-    "counterfactual",
-    "Resample with the trigger left, banned and forced: counterfactual__VARIANT.json.",
-    _counterfactual,
-)
-_of_a_variant("attention", "What later tokens still see of what BACKTRACK erased: attention.csv.", _attention)
-_of_a_variant("compare-models", "The same events in the untuned model: model_comparison.csv.", _compare_models)
+for _name in OF_A_VARIANT:
+    _of_a_variant(_name)
 
 
 @app.command("all")

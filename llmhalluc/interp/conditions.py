@@ -1,6 +1,5 @@
 """compare-conditions and formatting-sweep: what ablations and the writing of the prompt do to whole completions."""
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -9,12 +8,12 @@ from typing import Any
 import torch
 
 from llmhalluc.eval.stats import Estimate, clustered, clustered_difference, clustered_share, holm
-from llmhalluc.interp.detect import detect_events, summary
+from llmhalluc.interp.detect import detect_events, hazard
+from llmhalluc.interp.events import offered_rows
 from llmhalluc.interp.generate import CONDITIONS, generate
 from llmhalluc.interp.load import Model, generations_of, model_of
 from llmhalluc.interp.packed import inputs_of
-from llmhalluc.interp.run import BASELINE, Row, Run, Stage, read_csv, write_csv
-from llmhalluc.interp.scan import offered_rows
+from llmhalluc.interp.run import BASELINE, Row, Run, Stage, digest, read_csv, write_csv
 
 RATES = ("has_backtracking_strict", "has_backtracking_relaxed", "is_correct", "answer_stated")
 MEASURES = (*RATES, "events_per_1000_tokens", "completion_tokens", "perplexity", "repetition")
@@ -69,7 +68,7 @@ def formatting_sweep(run: Run) -> None:
     detect_events(run)
     source, output = run.path("analysis", "backtracking_events.csv"), run.path("analysis", "formatting_summary.csv")
     rows = [row for row in read_csv(source) if row["condition"] == BASELINE and row["variant"] in variants]
-    settings = {"variants": variants, "rows": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:32]}
+    settings = {"variants": variants, "rows": digest(json.dumps(rows))}
     stage = Stage("formatting-sweep", [], settings, [output])
     if run.is_done(stage):
         return
@@ -119,7 +118,7 @@ def _measures(rows: Sequence[dict[str, Any]]) -> Row:
         if name in RATES:
             estimate = clustered_share(numbers, own)
         elif name == "events_per_1000_tokens":
-            estimate = _of_summary(rows)
+            estimate = hazard(rows)
         else:
             estimate = clustered([[number] for number in numbers], own)[0]
         if name == "perplexity":
@@ -127,12 +126,6 @@ def _measures(rows: Sequence[dict[str, Any]]) -> Row:
         for end, value in zip(("", "_low", "_high"), estimate[:3], strict=True):
             found[name + end] = value if math.isfinite(value) else ""
     return found
-
-
-def _of_summary(rows: Sequence[dict[str, Any]]) -> Estimate:
-    (entry,) = summary(list(rows), [])
-    hazard = entry["hazard_per_1000_tokens"]
-    return Estimate(hazard["mean"], *(math.inf if hazard[end] is None else hazard[end] for end in ("low", "high")))
 
 
 def _differences(rows: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]]) -> Row:

@@ -1,6 +1,6 @@
 """detect-events: a row a sample, a row an onset, the controls, and how often each variant takes something back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -79,10 +79,12 @@ def events_of(samples: list[Sample], triggers: list[str], backtrack_id: int | No
 def points_of(run: Run, variant: str) -> Points:
     """Return the baseline samples of a variant, the events that are measured and their controls.
 
-    Raises UserError before detect-events, and where it found none.
+    Raises UserError before detect-events, where it found none, and where it has seen other generations.
     """
     path = run.need(run.path("analysis", "onsets.csv"), "detect-events")
-    samples = generations_of(run, variant)
+    samples, source = generations_of(run, variant), run.path("generations", f"{variant}__{BASELINE}.jsonl")
+    if not run.was_read(source, "detect-events"):
+        raise UserError(f"{source} is newer than {path}: run detect-events first (--run-id {run.folder.name})")
     where = {(sample["example_id"], str(sample["sample_id"])): at for at, sample in enumerate(samples)}
     events: list[Point] = []
     others: list[Point | None] = []
@@ -116,7 +118,7 @@ def summary(samples: list[dict[str, str]], onsets: list[dict[str, str]]) -> list
         entry["answers_stated"] = interval(
             clustered_share([int(bool(row["predicted_answer"])) for row in rows], clusters)
         )
-        entry["hazard_per_1000_tokens"] = interval(_hazard(rows))
+        entry["hazard_per_1000_tokens"] = interval(hazard(rows))
         entry["mean_burst"] = sum(int(row["burst"]) for row in own) / len(own) if own else None
         entry["without_control"] = sum(row["measured"] == "1" and not row["control_example_id"] for row in own)
         entry["measured"] = sum(row["measured"] == "1" for row in own)
@@ -133,8 +135,8 @@ def interval(estimate: Estimate) -> dict[str, float | None]:
     return {name: value if abs(value) != float("inf") else None for name, value in named}
 
 
-def _hazard(rows: list[dict[str, str]]) -> Estimate:
-    """Events per 1,000 emitted tokens: the ratio over problems, its interval by the linearised ratio."""
+def hazard(rows: Sequence[dict[str, Any]]) -> Estimate:
+    """Return events per 1,000 emitted tokens: the ratio over problems, its interval by the linearised ratio."""
     events = [int(row["events"]) for row in rows]
     tokens = [int(row["completion_tokens"]) for row in rows]
     rate, mean_tokens = sum(events) / max(1, sum(tokens)), sum(tokens) / max(1, len(tokens))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from llmhalluc.eval.stats import clustered, holm
 from llmhalluc.extras.errors import UserError
@@ -17,7 +18,6 @@ from llmhalluc.interp.ablate import selection
 from llmhalluc.interp.detect import points_of
 from llmhalluc.interp.events import Point, Points, Sample
 from llmhalluc.interp.importance import finite, split_off
-from llmhalluc.interp.lens import states
 from llmhalluc.interp.load import Model, model_of
 from llmhalluc.interp.packed import Copy, Edit, forward
 from llmhalluc.interp.run import Row, Run, Stage, write_csv
@@ -35,8 +35,9 @@ PATCH_COLUMNS = (
     "significant",
     "recovered",
 )
-DOSE_COLUMNS = ("variant", "layer", "at", "dose", "points", "problems", "effect", "low", "high", "p_null",
-                "random_mean", "random_low", "random_high", "random_directions")  # fmt: skip
+RESPONSE = ("dose", "points", "problems", "effect", "low", "high", "p_null", "random_mean", "random_low", "random_high",
+            "random_directions")  # fmt: skip
+DOSE_COLUMNS = ("variant", "layer", "at", *RESPONSE)
 
 
 class Direction(NamedTuple):
@@ -64,7 +65,7 @@ def steer(run: Run, variant: str) -> None:
     if not points.events:
         raise UserError(f"no event of variant {variant} has a control: generate more (interp.samples)")
     test = split_off(points.problems, scan.test_share, config.interp.seed)
-    at_events, at_others = (states_at(model, points.samples, own) for own in (points.events, points.controls))
+    at_events, at_others = (model.states(points.samples, own) for own in (points.events, points.controls))
     rows = patching(model, points, at_events, at_others)
     write_csv(outputs[0], [{"variant": variant} | row for row in rows], PATCH_COLUMNS, variant=variant)
     chosen = torch.tensor([problem not in test for problem in points.problems])
@@ -75,8 +76,6 @@ def steer(run: Run, variant: str) -> None:
         found = dose_response(run, model, tested, own, Direction(layer, direction[layer])) if own else []
         made += [{"variant": variant, "layer": layer, "at": at} | row for row in found]
     write_csv(outputs[1], made, DOSE_COLUMNS, variant=variant)
-    from safetensors.torch import save_file
-
     save_file({"direction": direction.contiguous().cpu()}, mark)
     run.mark_done(stage)
 
@@ -133,12 +132,6 @@ def dose_response(
         chance = {"random_mean": float(np.mean(means)), "random_low": float(low), "random_high": float(high)}
         rows.append(place | spread | chance | {"random_directions": len(null)})
     return rows
-
-
-def states_at(model: Model, samples: Sequence[Sample], points: Sequence[Point]) -> torch.Tensor:
-    """(L, points, H) after each layer."""
-    found = [states(model.sites, model.rows(samples[point.at]), [point.row]) for point in points]
-    return torch.cat(found, 1)
 
 
 def _logprobs(model: Model, samples: Sequence[Sample], point: Point, edits: Sequence[tuple[Edit, ...]]) -> list[float]:

@@ -3,13 +3,13 @@
 Texts are never tokenised again: a phrase found in the text is traced to the token in which its first letter stands.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, NamedTuple
 
 from llmhalluc.backtrack import erasures
+from llmhalluc.interp.run import digest
 
 Sample = dict[str, Any]  # a line of generations/
 _BOUNDARY = re.compile(r"(?:\A|[\n.!?:;)\]>*\"”]|\.\.\.|…)[ \t*\"“]*\Z")
@@ -52,7 +52,7 @@ class Points(NamedTuple):
     @property
     def digest(self) -> str:
         """A hash of which events and controls these are."""
-        return hashlib.sha256(repr(self[1:]).encode()).hexdigest()[:32]
+        return digest(repr(self[1:]))
 
     def only(self, numbers: Sequence[int]) -> "Points":
         """Return those of some events."""
@@ -116,6 +116,12 @@ def pieces(ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[str]:
     """Return the text that each token adds to those before it."""
     starts, text = token_starts(ids, decode), decode(list(ids))
     return [text[start:stop] for start, stop in zip(starts, [*starts[1:], len(text)], strict=True)]
+
+
+def offered_rows(sample: Sample) -> range:
+    """Return the rows of a sample that predict a token of its completion."""
+    n_prompt = len(sample["prompt_ids"])
+    return range(n_prompt - 1, n_prompt + len(sample["completion_ids"]) - 1)
 
 
 def token_at(starts: Sequence[int], char: int) -> int:

@@ -15,6 +15,7 @@ from llmhalluc.report.pictures import INK, PALETTE
 
 EVENT, CONTROL, THIRD = PALETTE[1], PALETTE[0], PALETTE[2]
 SIZE = (6.4, 3.6)
+SWEEP = "formatting_summary.csv"  # the one table of all variants
 Rows = list[dict[str, Any]]
 
 
@@ -29,7 +30,13 @@ class Drawn(NamedTuple):
 
 def draw(run: Run, variant: str) -> list[Drawn]:
     """Return the figures for which the run has numbers."""
-    return [drawn for make in FIGURES for drawn in [make(run, variant)] if drawn is not None]
+    made = []
+    for file, figure in FIGURES:
+        rows = _rows_of(run, variant, file)
+        drawn = figure(run, variant, rows) if rows else None
+        if drawn is not None:
+            made.append(drawn)
+    return made
 
 
 def _axis(x: str, y: str) -> tuple[Figure, Any]:
@@ -68,7 +75,9 @@ def _legend(axis: Any) -> None:
 
 
 def _rows_of(run: Run, variant: str, file: str) -> Rows:
-    return [dict(row) for row in read_csv(run.path("analysis", file)) if row["variant"] == variant]
+    """The rows of the variant; of all of them where a file compares them."""
+    rows = read_csv(run.path("analysis", file))
+    return [dict(row) for row in rows if file == SWEEP or row["variant"] == variant]
 
 
 def _drawn(name: str, caption: str, figure: Figure, rows: Rows, columns: Sequence[str] = ()) -> Drawn:
@@ -77,16 +86,14 @@ def _drawn(name: str, caption: str, figure: Figure, rows: Rows, columns: Sequenc
     return Drawn(name, caption, figure, [{column: row.get(column, "") for column in kept} for row in rows])
 
 
-def _rate_by_variant(run: Run, variant: str) -> Drawn | None:
-    rows = read_csv(run.path("analysis", "formatting_summary.csv"))
+def _rate_by_variant(run: Run, variant: str, rows: Rows) -> Drawn | None:
     caption = "Completions that take something back, by the way of writing the prompt: strict opens a sentence."
-    return _rates(rows, "variant", "backtracking_rate_by_variant", caption) if rows else None
+    return _rates(rows, "variant", "backtracking_rate_by_variant", caption)
 
 
-def _rate_by_condition(run: Run, variant: str) -> Drawn | None:
-    rows = _rows_of(run, variant, "condition_comparison.csv")
+def _rate_by_condition(run: Run, variant: str, rows: Rows) -> Drawn | None:
     caption = "The same without an intervention, without the chosen layers, and without as many random sublayers."
-    return _rates(rows, "condition", "backtracking_rate_by_condition", caption) if rows else None
+    return _rates(rows, "condition", "backtracking_rate_by_condition", caption)
 
 
 def _rates(rows: Rows, by: str, name: str, caption: str) -> Drawn:
@@ -100,11 +107,9 @@ def _rates(rows: Rows, by: str, name: str, caption: str) -> Drawn:
     return _drawn(name, caption, figure, rows, [by, "samples", "problems", *_ends(rates[0]), *_ends(rates[1])])
 
 
-def _rate_and_accuracy(run: Run, variant: str) -> Drawn | None:
-    rows = read_csv(run.path("analysis", "formatting_summary.csv"))
-    rows += [row for row in read_csv(run.path("analysis", "condition_comparison.csv")) if row["condition"] != BASELINE]
-    if not rows:
-        return None
+def _rate_and_accuracy(run: Run, variant: str, rows: Rows) -> Drawn | None:
+    others = read_csv(run.path("analysis", "condition_comparison.csv"))
+    rows = [*rows, *(row for row in others if row["condition"] != BASELINE)]
     figure, axis = _axis("completions that take something back, %", "right answers, %")
     for i, row in enumerate(rows):
         label = row["variant"] if row["condition"] == BASELINE else f"{row['variant']}, {row['condition']}"
@@ -118,8 +123,8 @@ def _rate_and_accuracy(run: Run, variant: str) -> Drawn | None:
     return _drawn("backtracking_vs_accuracy", caption, figure, rows, columns)
 
 
-def _formatting_effect(run: Run, variant: str) -> Drawn | None:
-    rows = [row for row in read_csv(run.path("analysis", "formatting_summary.csv")) if row["is_correct_difference"]]
+def _formatting_effect(run: Run, variant: str, rows: Rows) -> Drawn | None:
+    rows = [row for row in rows if row["is_correct_difference"]]
     if not rows:
         return None
     figure, axis = _axis("", "difference, points")
@@ -137,10 +142,7 @@ def _formatting_effect(run: Run, variant: str) -> Drawn | None:
     return _drawn("formatting_effect_on_backtracking", caption, figure, rows, columns)
 
 
-def _lens(run: Run, variant: str) -> Drawn | None:
-    rows = _rows_of(run, variant, "logit_lens.csv")
-    if not rows:
-        return None
+def _lens(run: Run, variant: str, rows: Rows) -> Drawn | None:
     figure, axis = _axis("layer", "log-probability of the onset id, nats")
     table: Rows = []
     for kind, color in (("event", EVENT), ("control", CONTROL)):
@@ -162,14 +164,9 @@ def _lens_row(rows: Rows, layer: int) -> dict[str, Any]:
     return made | {"trigger_mass": found[1].mean, "kl_to_final": found[2].mean, "mean_rank": found[3].mean}
 
 
-def _ablation(run: Run, variant: str) -> Drawn | None:
-    every = _rows_of(run, variant, "ablation_importance.csv")
-    if not every:
-        return None
+def _ablation(run: Run, variant: str, rows: Rows) -> Drawn | None:
     chosen = selection(run, variant)
-    rows = [
-        row for row in every if (row["split"], row["method"]) == ("all", chosen["method"]) and row["kind"] != "head"
-    ]
+    rows = [row for row in rows if (row["split"], row["method"]) == ("all", chosen["method"]) and row["kind"] != "head"]
     figure, axis = _axis("layer", "effect on the onset id, nats")
     for kind, look in (("attn", ("attention", CONTROL)), ("mlp", ("MLP", EVENT))):
         _band(axis, "layer", [row for row in rows if row["kind"] == kind], _ends("effect"), look)
@@ -186,8 +183,8 @@ def _ablation(run: Run, variant: str) -> Drawn | None:
     return _drawn("ablation_importance_by_layer", caption, figure, rows, columns)
 
 
-def _null(run: Run, variant: str) -> Drawn | None:
-    found = selection(run, variant) if run.path("analysis", "selected_layers.json").exists() else {}
+def _null(run: Run, variant: str, rows: Rows) -> Drawn | None:
+    found = selection(run, variant)
     if not found.get("contrast", {}).get("null"):
         return None
     figure, axis = _axis("effect at events less that at controls, nats", "random sets")
@@ -206,8 +203,8 @@ def _null(run: Run, variant: str) -> Drawn | None:
     return _drawn("chosen_layers_and_null", caption, figure, rows)
 
 
-def _probes(run: Run, variant: str) -> Drawn | None:
-    rows = [row for row in _rows_of(run, variant, "probes.csv") if row["auc"]]
+def _probes(run: Run, variant: str, rows: Rows) -> Drawn | None:
+    rows = [row for row in rows if row["auc"]]
     if not rows:
         return None
     figure, axis = _axis("layer", "area under the ROC curve")
@@ -223,10 +220,7 @@ def _probes(run: Run, variant: str) -> Drawn | None:
     return _drawn("probes_by_layer", caption, figure, rows)
 
 
-def _patching(run: Run, variant: str) -> Drawn | None:
-    rows = _rows_of(run, variant, "patching.csv")
-    if not rows:
-        return None
+def _patching(run: Run, variant: str, rows: Rows) -> Drawn | None:
     figure, axis = _axis("layer", "change of the onset id, nats")
     for name, color in (("event_to_control", EVENT), ("control_to_event", CONTROL)):
         own = [row for row in rows if row["direction"] == name]
@@ -237,10 +231,7 @@ def _patching(run: Run, variant: str) -> Drawn | None:
     return _drawn("patching_by_layer", caption, figure, rows)
 
 
-def _doses(run: Run, variant: str) -> Drawn | None:
-    rows = _rows_of(run, variant, "dose_response.csv")
-    if not rows:
-        return None
+def _doses(run: Run, variant: str, rows: Rows) -> Drawn | None:
     figure, axis = _axis("dose, multiples of the difference of means", "change of the onset id, nats")
     for at, color in (("control", CONTROL), ("event", EVENT)):
         own = [row for row in rows if row["at"] == at]
@@ -255,10 +246,7 @@ def _doses(run: Run, variant: str) -> Drawn | None:
     return _drawn("dose_response", caption, figure, rows)
 
 
-def _attention(run: Run, variant: str) -> Drawn | None:
-    rows = _rows_of(run, variant, "attention.csv")
-    if not rows:
-        return None
+def _attention(run: Run, variant: str, rows: Rows) -> Drawn | None:
     figure, axis = _axis("layer", "share of attention")
     _band(axis, "layer", rows, ("mass_on_erased", "low", "high"), (f"context {rows[0]['context']}", EVENT))
     axis.axhline(float(rows[0]["mass_if_even"]), color=INK, linestyle="--", label="if all tokens were alike")
@@ -267,10 +255,7 @@ def _attention(run: Run, variant: str) -> Drawn | None:
     return _drawn("attention_to_erased", caption, figure, rows)
 
 
-def _models(run: Run, variant: str) -> Drawn | None:
-    rows = _rows_of(run, variant, "model_comparison.csv")
-    if not rows:
-        return None
+def _models(run: Run, variant: str, rows: Rows) -> Drawn | None:
     figure, axis = _axis("layer", "log-probability of the onset id, nats")
     for name, color in (("tuned", EVENT), ("base", CONTROL)):
         values = [float(row[f"{name}_logprob"]) for row in rows]
@@ -280,7 +265,18 @@ def _models(run: Run, variant: str) -> Drawn | None:
     return _drawn("tuned_and_base", caption, figure, rows)
 
 
-FIGURES: list[Callable[[Run, str], Drawn | None]] = [
-    _rate_by_variant, _formatting_effect, _rate_and_accuracy, _lens, _ablation, _null, _rate_by_condition, _probes,
-    _patching, _doses, _attention, _models,
-]  # fmt: skip
+# The CSV that a figure draws, and the function (run, variant, its rows) that draws it; None where it shows nothing.
+FIGURES: list[tuple[str, Callable[[Run, str, Rows], Drawn | None]]] = [
+    (SWEEP, _rate_by_variant),
+    (SWEEP, _formatting_effect),
+    (SWEEP, _rate_and_accuracy),
+    ("logit_lens.csv", _lens),
+    ("ablation_importance.csv", _ablation),
+    ("ablation_importance.csv", _null),
+    ("condition_comparison.csv", _rate_by_condition),
+    ("probes.csv", _probes),
+    ("patching.csv", _patching),
+    ("dose_response.csv", _doses),
+    ("attention.csv", _attention),
+    ("model_comparison.csv", _models),
+]

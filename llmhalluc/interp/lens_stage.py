@@ -6,10 +6,9 @@ from typing import Any
 
 from llmhalluc.interp import lens as lenses
 from llmhalluc.interp.detect import points_of
-from llmhalluc.interp.events import Sample
+from llmhalluc.interp.events import Sample, offered_rows
 from llmhalluc.interp.load import Model, model_of
 from llmhalluc.interp.run import Run, Stage, write_csv
-from llmhalluc.interp.scan import offered_rows
 
 COLUMNS = (
     "variant", "lens", "event", "kind", "example_id", "sample_id", "pos_in_full", "target_id", "layer", "logit",
@@ -36,10 +35,10 @@ def logit_lens(run: Run, variant: str) -> None:
     triggers = sorted({point.target for point in points.events})
     rows: list[dict[str, Any]] = []
     for kind, own in (("event", points.events), ("control", points.paired().controls)):
-        for point in own:
+        states = model.states(points.samples, own) if own else None
+        found = lenses.read(model.sites, lens, states, [point.target for point in own], triggers) if own else []
+        for point, readings in zip(own, found, strict=True):
             sample = points.samples[point.at]
-            states = lenses.states(model.sites, model.rows(sample), [point.row])
-            (readings,) = lenses.read(model.sites, lens, states, [point.target], triggers)
             place = {"variant": variant, "lens": lens.kind, "event": point.event, "kind": kind}
             place |= {"example_id": sample["example_id"], "sample_id": sample["sample_id"], "pos_in_full": point.row}
             for layer, reading in enumerate(readings):

@@ -1,7 +1,7 @@
 """The model of a run, its problems, and the check that looking does not change it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +15,8 @@ from llmhalluc.extras.errors import UserError
 from llmhalluc.extras.jsonl import write_lines
 from llmhalluc.extras.run_folder import write_json
 from llmhalluc.interp.config import Interp
-from llmhalluc.interp.packed import Copy, forward, rows_of
+from llmhalluc.interp.lens import states
+from llmhalluc.interp.packed import Copy, forward, inputs_of, rows_of
 from llmhalluc.interp.run import BASELINE, Run, Stage
 from llmhalluc.interp.sites import Sites
 from llmhalluc.models.helper import eos_ids
@@ -63,15 +64,30 @@ class Model:
         """Return what the model was fed for a generation."""
         return rows_of(sample["prompt_ids"], sample["completion_ids"], self.loaded.backtrack_id, self.context)
 
+    def states(self, samples: Sequence[dict[str, Any]], points: Sequence[Any]) -> torch.Tensor:
+        """Return (L, P, H): the stream after each layer at points, each `row` of the sample `at`."""
+        found: Any = None
+        for at in dict.fromkeys(point.at for point in points):
+            numbers = [number for number, point in enumerate(points) if point.at == at]
+            here = states(self.sites, self.rows(samples[at]), [points[number].row for number in numbers])
+            found = here.new_zeros(here.shape[0], len(points), here.shape[2]) if found is None else found
+            found[:, numbers] = here
+        return found
+
+    @torch.inference_mode()
+    def attentions(self, rows: Layout, last: int) -> list[torch.Tensor]:
+        """Return the attention (heads, Q, K) of each layer, for the rows up to `last`."""
+        with self.eager_attention():
+            inputs = inputs_of(self.sites, rows, [last])
+            return [layer[0] for layer in self.sites.decoder(**inputs, output_attentions=True).attentions]
+
     def same_as_unhooked(self, rows: Layout) -> dict[str, float]:
         """Return the largest differences in the logits of the last row: hooked and packed, and by the last lens."""
         last = len(rows.input_ids) - 1
         resid = ("resid", self.sites.layers - 1)
         result = forward(self.sites, rows, [Copy(last)], [*self.sites.modules])
-        inputs = {"input_ids": torch.tensor([rows.input_ids], device=self.sites.model.device)}
-        if self.context != "soft":
-            inputs |= {name: torch.tensor([getattr(rows, name)], device=self.sites.model.device)
-                       for name in ("position_ids", "visible_until")}  # fmt: skip
+        parts = rows._asdict() if self.loaded.backtrack_id is not None else {"input_ids": rows.input_ids}
+        inputs = {name: torch.tensor([part], device=self.sites.model.device) for name, part in parts.items()}
         with torch.inference_mode():
             plain = self.sites.model(**inputs).logits[0, -1]
             lens = self.sites.unembed(self.sites.norm(result.kept[resid][0]))

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from llmhalluc.backtrack import erasures
 from llmhalluc.interp import lens as lenses
 from llmhalluc.interp.ablate import Ablations, load_references, selection
-from llmhalluc.interp.events import Points, Sample, pieces
+from llmhalluc.interp.events import Points, Sample, offered_rows, pieces
 from llmhalluc.interp.load import Model
-from llmhalluc.interp.packed import Copy, forward, inputs_of
+from llmhalluc.interp.packed import Copy, forward
 from llmhalluc.interp.run import BASELINE, Run, read_csv
 
 WINDOW = 8  # tokens on each side of an event for which every sublayer is taken out
@@ -36,20 +36,18 @@ def _trace(
 ) -> dict[str, Any]:  # fmt: skip
     """One trace; readers are the lens and the probe."""
     sample, (lens, probe) = points.samples[at], readers
-    ids, n_prompt = sample["completion_ids"], len(sample["prompt_ids"])
-    rows, offered = model.rows(sample), list(range(n_prompt - 1, n_prompt + len(ids) - 1))
+    ids = sample["completion_ids"]
+    rows, offered = model.rows(sample), list(offered_rows(sample))
     triggers = sorted({point.target for point in points.events})
     own = [point for point in points.events if point.at == at]
     target = own[0].target
     states = lenses.states(model.sites, rows, offered)
     readings = lenses.read(model.sites, lens, states, [target] * len(offered), triggers)
-    scores = torch.einsum("lph,lh->pl", states.float(), probe["weight"].float()) + probe["bias"].float()
+    scores = torch.einsum("lph,lh->pl", states.float().cpu(), probe["weight"]) + probe["bias"]
     looks = _looks(model, rows, offered)
     near = [row for row in offered if any(abs(row - point.row) <= WINDOW for point in own)]
     effects = _effects(run, model, variant, (sample, near, target))
-    gone = (
-        {one.token for one in erasures(ids, model.loaded.backtrack_id)} if model.loaded.backtrack_id is not None else ()
-    )
+    gone = {one.token for one in erasures(ids, model.loaded.backtrack_id)}
     texts, tokens = pieces(ids, model.decode), []
     for i, (token, row) in enumerate(zip(ids, offered, strict=True)):
         mark = marks.get((sample["example_id"], str(sample["sample_id"]), i), "")
@@ -92,13 +90,10 @@ def _effects(run: Run, model: Model, variant: str, where: tuple[Sample, Sequence
     return found
 
 
-@torch.inference_mode()
 def _looks(model: Model, rows: Any, offered: Sequence[int]) -> list[list[tuple[int, float]]]:
     """For each row the earlier rows that it looks at most, with their share, over all layers and heads."""
-    with model.eager_attention():
-        inputs = inputs_of(model.sites, rows, [offered[-1]])
-        layers = model.sites.decoder(**inputs, output_attentions=True).attentions
-        mean_QK = torch.stack([layer[0].float().mean(0) for layer in layers]).mean(0)
+    layers = model.attentions(rows, offered[-1])
+    mean_QK = torch.stack([layer.float().mean(0) for layer in layers]).mean(0)
     found = []
     for row in offered:
         shares, at = mean_QK[row, : row + 1].topk(min(LOOKED_AT, row + 1))

@@ -11,17 +11,16 @@ from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams import parser
 from llmhalluc.interp.ablate import selection
 from llmhalluc.interp.detect import points_of
-from llmhalluc.interp.directions import Direction, dose_response, states_at
+from llmhalluc.interp.directions import RESPONSE, Direction, dose_response
 from llmhalluc.interp.events import Point, Points, Sample
 from llmhalluc.interp.importance import finite
-from llmhalluc.interp.lens import Lens, read, states
+from llmhalluc.interp.lens import Lens, read
 from llmhalluc.interp.load import Model, load_model, model_of
 from llmhalluc.interp.run import Run, Stage, write_csv
 
 COLUMNS = ("variant", "layer", "events", "problems", "tuned_logprob", "base_logprob", "difference", "low", "high", "p",
            "significant", "direction_cosine")  # fmt: skip
-DOSE_COLUMNS = ("variant", "model", "layer", "dose", "points", "problems", "effect", "low", "high", "p_null",
-                "random_mean", "random_low", "random_high", "random_directions")  # fmt: skip
+DOSE_COLUMNS = ("variant", "model", "layer", *RESPONSE)
 
 
 def compare_models(run: Run, variant: str) -> None:
@@ -84,18 +83,15 @@ def load_base(run: Run) -> Model:
 
 def _logprobs(model: Model, samples: Sequence[Sample], points: Sequence[Point]) -> torch.Tensor:
     """(points, L): the logit lens's log-probability of each point's target."""
-    found = []
-    for point in points:
-        here = states(model.sites, model.rows(samples[point.at]), [point.row])
-        (readings,) = read(model.sites, Lens("logit"), here, [point.target], [point.target])
-        found.append([reading.logprob for reading in readings])
-    return torch.tensor(found)
+    targets = [point.target for point in points]
+    found = read(model.sites, Lens("logit"), model.states(samples, points), targets, targets[:1])
+    return torch.tensor([[reading.logprob for reading in readings] for readings in found])
 
 
 def _cosines(tuned: Model, base: Model, points: Points) -> torch.Tensor:
     """(L): between the two models' differences of means, event less control."""
     means = []
     for model in (tuned, base):
-        sides = [states_at(model, points.samples, own) for own in (points.events, points.controls)]
+        sides = [model.states(points.samples, own) for own in (points.events, points.controls)]
         means.append((sides[0] - sides[1]).mean(1).double())
     return torch.nn.functional.cosine_similarity(means[0], means[1], dim=1)

@@ -3,7 +3,6 @@
 from llmhalluc.interp.attention import attention
 from llmhalluc.interp.conditions import compare_conditions, formatting_sweep
 from llmhalluc.interp.counterfactual import counterfactual
-from llmhalluc.interp.detect import detect_events
 from llmhalluc.interp.directions import steer
 from llmhalluc.interp.lens_stage import logit_lens
 from llmhalluc.interp.load import generations_of, prepare_data
@@ -18,7 +17,6 @@ def run_everything(run: Run, variant: str) -> None:
     """Run what is not up to date. Raises UserError where a stage has nothing to look at."""
     prepare_data(run)
     formatting_sweep(run)
-    detect_events(run)
     for stage in (logit_lens, ablation_scan, compare_conditions, probe, steer, counterfactual):
         stage(run, variant)
     if not run.config.interp.triggers and any(sample["erasures"] for sample in generations_of(run, variant)):

@@ -21,7 +21,6 @@ from llmhalluc.backtrack import replay
 from llmhalluc.interp.detect import points_of
 from llmhalluc.interp.events import Sample
 from llmhalluc.interp.importance import split_off
-from llmhalluc.interp.lens import states
 from llmhalluc.interp.load import Model, model_of, problems_of, task_of
 from llmhalluc.interp.run import Row, Run, Stage, write_csv
 from llmhalluc.tasks import TASKS
@@ -69,7 +68,7 @@ def probe(run: Run, variant: str) -> None:
         counts.append({"target": target, "rows": len(labelled), "positive": sum(one.label for one in labelled)})
         problems = [samples[one.at]["example_id"] for one in labelled]
         test = split_off(problems, config.scan.test_share, config.interp.seed)
-        features = _features(model, samples, labelled)
+        features = model.states(samples, labelled).float().cpu().numpy()
         found = auc_by_layer(features, labelled, problems, test, config.interp.seed)
         if target == "event":
             save_file(_weights(features, [one.label for one in labelled]), weights)
@@ -182,18 +181,6 @@ def _weights(features_LPH: np.ndarray, labels: Sequence[bool]) -> dict[str, torc
 
 def _regression() -> LogisticRegression:
     return LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=1000)
-
-
-def _features(model: Model, samples: Sequence[Sample], labelled: Sequence[Labelled]) -> np.ndarray:
-    """(L, P, H) states in the order of `labelled`."""
-    found: Any = None
-    for at in dict.fromkeys(one.at for one in labelled):
-        numbers = [number for number, one in enumerate(labelled) if one.at == at]
-        here = states(model.sites, model.rows(samples[at]), [labelled[number].row for number in numbers])
-        if found is None:
-            found = np.zeros((here.shape[0], len(labelled), here.shape[2]), dtype=np.float32)
-        found[:, numbers] = here.float().cpu().numpy()
-    return found
 
 
 def _at_most(labelled: list[Labelled], rng: Random) -> list[Labelled]:

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -62,6 +63,11 @@ class Run:
         write_json(self.path(MANIFEST), self._manifest() | {stage.name: self._entry(stage)})
         names = [str(path.relative_to(self.folder)) for path in (*stage.shared, *stage.outputs)]
         print(f"{stage.name}: wrote {', '.join(names)}", flush=True)
+
+    def was_read(self, path: Path, stage: str) -> bool:
+        """Return whether a stage has read the file as it is now."""
+        read = self._manifest().get(stage, {}).get("inputs", {})
+        return read.get(str(path.relative_to(self.folder))) == hash_of(path)
 
     def _manifest(self) -> dict[str, Any]:
         path = self.path(MANIFEST)
@@ -132,8 +138,13 @@ def _refuse_other_model(folder: Path, config: Interp) -> None:
 
 
 def hash_of(path: Path) -> str:
-    """Return the first half of a file's SHA-256, or of its presence."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:32] if path.exists() else "absent"
+    """Return the digest of a file, or that it is absent."""
+    return digest(path.read_bytes()) if path.exists() else "absent"
+
+
+def digest(content: bytes | str) -> str:
+    """Return the first half of the SHA-256 of some content."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[:32]
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -149,12 +160,11 @@ def write_csv(path: Path, rows: Sequence[Row], columns: Sequence[str], **replace
     kept = [
         row for row in read_csv(path) if replaced and any(row[column] != value for column, value in replaced.items())
     ]
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="raise", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([{column: row.get(column, "") for column in columns} for row in kept] + list(rows))
-    temporary.replace(path)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, extrasaction="raise", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([{column: row.get(column, "") for column in columns} for row in kept] + list(rows))
+    write_text(path, file.getvalue())
 
 
 def number(text: str) -> float | None:

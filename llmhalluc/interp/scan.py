@@ -17,7 +17,7 @@ from llmhalluc.extras.jsonl import write_lines
 from llmhalluc.extras.run_folder import write_json
 from llmhalluc.interp.ablate import Ablations, Outputs, collect_references, random_sets, save_references
 from llmhalluc.interp.detect import points_of
-from llmhalluc.interp.events import Point, Points, Sample
+from llmhalluc.interp.events import Point, Points, Sample, offered_rows
 from llmhalluc.interp.importance import COLUMNS, Effects, choose_layers, importance, joint, split_off
 from llmhalluc.interp.load import Model, model_of
 from llmhalluc.interp.packed import Copy, Edit, forward, inputs_of, site_width
@@ -102,12 +102,6 @@ def ablation_scan(run: Run, variant: str) -> None:
     save_references(run, variant, references)
     write_lines(own[1], per_event)
     run.mark_done(stage)
-
-
-def offered_rows(sample: Sample) -> range:
-    """Return the rows of a sample that predict a token of its completion."""
-    n_prompt = len(sample["prompt_ids"])
-    return range(n_prompt - 1, n_prompt + len(sample["completion_ids"]) - 1)
 
 
 def _both(model: Model, points: Points, edits: Callable[[int], Sequence[tuple[Edit, ...]]]) -> tuple[Effects, Effects]:

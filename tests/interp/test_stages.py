@@ -222,7 +222,9 @@ def test_two_runs_are_compared_over_their_problems(whole, capsys):
     compare_runs(whole, runs.named(whole.config, "whole"), "plain")
     said = capsys.readouterr().out
     assert said.count("+0.0 points") == 3 and "forced less banned, whole less whole" in said
-    found = json.loads(whole.path("analysis", "compared__whole__plain.json").read_text())
+    path = whole.path("analysis", "compared__whole__plain.json")
+    found = json.loads(path.read_text())
+    path.unlink()
     assert found["forced_minus_banned"]["mean"] == 0.0 and found["runs"] == ["whole", "whole"]
 
 
@@ -274,6 +276,16 @@ def test_a_stage_out_of_turn_names_the_command_to_run_first(tmp_path, models, st
     run = runs.init(build(raw(tmp_path, models["block"])), "one")
     with pytest.raises(UserError, match=sentence):
         stage(run)
+
+
+def test_events_of_other_generations_than_those_at_hand_are_refused(whole, tmp_path):
+    shutil.copytree(whole.folder, tmp_path / "runs" / "whole")
+    run = runs.Run(tmp_path / "runs" / "whole", whole.config)
+    path = run.path("generations", "plain__baseline.jsonl")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    for stage in (logit_lens, ablation_scan, counterfactual):
+        with pytest.raises(UserError, match=r"plain__baseline.jsonl is newer than .*: run detect-events first"):
+            stage(run, "plain")
 
 
 def test_no_events_are_said_as_such_and_targeted_wants_a_scan(tmp_path, models):
