@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from llmhalluc.decoding.arrange import rearrange
 from llmhalluc.decoding.backend import Backend, backend_of
 from llmhalluc.decoding.prefix import Filling, plan
 from llmhalluc.decoding.sampling import logprobs_of, sample
@@ -36,6 +37,7 @@ class Engine:
         self.backend, self.spec = backend, spec
         self.slots = backend.open(spec.options.compile)
         self.running: list[Sequence] = []  # each in the slot of its number
+        self.held: list[Sequence] = []  # in the slots behind these: they keep what they have and wait
         self.waiting: list[Sequence] = []  # not in the cache yet
         self._sampler = spec.sampler or sample
         rewinds = spec.context == "rewind" and spec.erase_id is not None
@@ -66,22 +68,56 @@ class Engine:
         """Return a twin with a copy of all that the sequence has: cache, kept logits, bans, operators' state, text.
 
         It computes nothing, and draws from the beginning of the stream that its own key names: as a sequence of that
-        key would after the same prompt with the same text dictated. Raises ValueError for a sequence that has ended.
+        key would after the same prompt with the same text dictated. The twin of a held sequence is held. Raises
+        ValueError for a sequence that has ended.
         """
         twin = sequence.fork(self.spec, next(self._numbers), key)
         if sequence in self.waiting:
             self.waiting.append(twin)
-        else:
-            self.slots.reserve(len(self.running) + 1)
-            self.slots.copy([self._slot(sequence)], [len(self.running)], len(sequence.tape.columns))
-            self.running.append(twin)
+            return twin
+        slot = self._slot(sequence)
+        self.slots.reserve(len(self.running) + len(self.held) + 1)
+        if sequence not in self.held:
+            rearrange(self.slots, self._placed(), [*self.running, None, *self.held])
+        target = len(self.running) + (len(self.held) if sequence in self.held else 0)
+        self.slots.copy([slot], [target], len(sequence.tape.columns))
+        (self.held if sequence in self.held else self.running).append(twin)
         return twin
+
+    @torch.inference_mode()
+    def hold(self, sequences: list[Sequence]) -> None:
+        """Let running sequences wait: they keep cache and state, and no step feeds them until `resume`.
+
+        Raises ValueError for one that does not run, UserError with gen.compile, which feeds every slot.
+        """
+        if self.spec.options.compile:
+            raise UserError("gen.compile is true, but a search lets sequences wait: set it to false")
+        if any(sequence not in self.running for sequence in sequences):
+            raise ValueError("only running sequences can be held")
+        before, gone = self._placed(), set(sequences)
+        self.running = [sequence for sequence in self.running if sequence not in gone]
+        self.held = [*sequences, *self.held]
+        rearrange(self.slots, before, self._placed())
+
+    @torch.inference_mode()
+    def resume(self, sequences: list[Sequence]) -> None:
+        """Let held sequences run on from the next step. Raises ValueError for one that is not held."""
+        if any(sequence not in self.held for sequence in sequences):
+            raise ValueError("only held sequences can resume")
+        before, going = self._placed(), set(sequences)
+        self.running = [*self.running, *sequences]
+        self.held = [sequence for sequence in self.held if sequence not in going]
+        rearrange(self.slots, before, self._placed())
 
     @torch.inference_mode()
     def drop(self, sequence: Sequence) -> None:
         """Forget a sequence that has not ended. Raises ValueError for one that has."""
         if sequence in self.waiting:
             self.waiting.remove(sequence)
+        elif sequence in self.held:
+            before = self._placed()
+            self.held.remove(sequence)
+            rearrange(self.slots, before, self._placed())
         else:
             self._release([self._slot(sequence)])
 
@@ -156,13 +192,15 @@ class Engine:
     def _fill(self) -> None:
         """Put the waiting sequences into the cache: what stands there is copied, the rest is computed."""
         intervene = self.spec.intervene
-        fillings = plan(self.waiting, self.running) if intervene is None else [Filling(s) for s in self.waiting]
+        there = self._placed()
+        fillings = plan(self.waiting, there) if intervene is None else [Filling(s) for s in self.waiting]
+        self.slots.reserve(len(there) + len(fillings))
+        rearrange(self.slots, there, [*self.running, *[None] * len(fillings), *self.held])
         self.waiting = []
-        slots = {sequence: slot for slot, sequence in enumerate(self.running)}
+        running = [*self.running, *(filling.sequence for filling in fillings)]
         for filling in fillings:
-            slots[filling.sequence] = len(slots)
             filling.sequence.forward_passes += -(-len(filling.ids) // PREFILL_TOKENS)
-        self.slots.reserve(len(slots))
+        slots = {sequence: slot for slot, sequence in enumerate([*running, *self.held])}
         if intervene is not None:
             for filling in fillings:  # one by one: what is changed in a text holds for no other
                 intervene([filling.sequence])
@@ -174,23 +212,28 @@ class Engine:
             if start:
                 self.slots.copy([slots[filling.source] for filling in together], targets, start)
             self.slots.fill(targets[0], start, [list(filling.ids[start:]) for filling in together])
-        self.running = list(slots)
+        self.running = running
 
     def _release(self, gone: list[int]) -> None:
         """Free slots; the last sequences move into the gaps."""
+        before = self._placed()
         left = len(self.running) - len(gone)
         gaps = [slot for slot in gone if slot < left]
         moving = sorted(set(range(left, len(self.running))) - set(gone))
-        if moving:
-            self.slots.copy(moving, gaps, max(len(self.running[slot].tape.columns) for slot in moving))
         for gap, slot in zip(gaps, moving, strict=True):
             self.running[gap] = self.running[slot]
         self.running = self.running[:left]
+        rearrange(self.slots, before, self._placed())
+
+    def _placed(self) -> list[Sequence]:
+        """The sequences in the cache, in the order of their slots."""
+        return [*self.running, *self.held]
 
     def _slot(self, sequence: Sequence) -> int:
-        if sequence not in self.running:
+        placed = self._placed()
+        if sequence not in placed:
             raise ValueError(f"sequence {sequence.key} is not in the engine, or has ended")
-        return self.running.index(sequence)
+        return placed.index(sequence)
 
 
 def decode(

@@ -64,8 +64,8 @@ def same(one, other, atol=1e-9):
 
 
 def drive(backend, spec, seed, n_prompts=4, most_forks=3):
-    """Traces by key of a run in which sequences enter, fork and are dropped at random; each fork's prompt and text."""
-    rng, traces = random.Random(seed), {}
+    """Traces by key of a run whose sequences enter, wait, fork and leave at random; each fork's prompt and text."""
+    rng, traces, holds = random.Random(seed), {}, random.Random(f"{seed}-hold")
     prompts = some_prompts(rng, n_prompts, longest=40)
     prompts += [prompts[0][: rng.randrange(1, 40)] + prompts[1], prompts[0]]
     engine, waiting, forks = Engine(backend, spec), dict(enumerate(prompts)), {}
@@ -73,7 +73,11 @@ def drive(backend, spec, seed, n_prompts=4, most_forks=3):
         while waiting and (rng.random() < 0.3 or not engine.running):
             number = next(iter(waiting))
             engine.add(waiting.pop(number), key=str(number))
-        alive = engine.running + engine.waiting
+        if engine.running and holds.random() < 0.2:
+            engine.hold(holds.sample(engine.running, holds.randint(1, len(engine.running))))
+        if engine.held and (holds.random() < 0.3 or not engine.running + engine.waiting):
+            engine.resume(holds.sample(engine.held, holds.randint(1, len(engine.held))))
+        alive = engine.running + engine.waiting + engine.held
         if alive and len(forks) < most_forks and rng.random() < 0.2:
             parent = rng.choice(alive)
             key = f"{parent.key}/{len(forks)}"
@@ -82,7 +86,7 @@ def drive(backend, spec, seed, n_prompts=4, most_forks=3):
         if len(alive) > 2 and rng.random() < 0.05:
             engine.drop(rng.choice(alive))
         traces |= {sequence.key: value for sequence, kind, value in engine.step() if kind == "end"}
-        if not waiting and not engine.running:
+        if not waiting and not engine.running + engine.held:
             return prompts, forks, traces
     raise AssertionError("they never end")
 
