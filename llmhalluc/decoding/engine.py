@@ -39,13 +39,16 @@ class Engine:
         self.running: list[Sequence] = []  # each in the slot of its number
         self.held: list[Sequence] = []  # in the slots behind these: they keep what they have and wait
         self.waiting: list[Sequence] = []  # not in the cache yet
+        self._to_hold: set[Sequence] = set()  # of these, those that wait once they are
         self._sampler = spec.sampler or sample
         rewinds = spec.context == "rewind" and spec.erase_id is not None
         self._keeps_outputs = spec.operator is not None or rewinds
         self._numbers = count()
 
-    def add(self, prompt_ids: list[int], key: str | None = None, limit: int | None = None) -> Sequence:
-        """Return a new sequence, of at most `limit` emitted tokens; it runs from the next step on.
+    def add(
+        self, prompt_ids: list[int], key: str | None = None, limit: int | None = None, held: bool = False
+    ) -> Sequence:
+        """Return a new sequence, of at most `limit` emitted tokens; it runs from the next step on, or is held then.
 
         It draws from the stream that `key` (default: its number) and the seed name. Of its prompt the next step
         computes what does not stand in the cache. Raises ValueError for an empty prompt or stop strings without a
@@ -61,6 +64,8 @@ class Engine:
             )
         sequence = Sequence.begin(self.spec, next(self._numbers), prompt_ids, key, limit)
         self.waiting.append(sequence)
+        if held:
+            self._to_hold.add(sequence)
         return sequence
 
     @torch.inference_mode()
@@ -71,18 +76,30 @@ class Engine:
         key would after the same prompt with the same text dictated. The twin of a held sequence is held. Raises
         ValueError for a sequence that has ended.
         """
-        twin = sequence.fork(self.spec, next(self._numbers), key)
-        if sequence in self.waiting:
-            self.waiting.append(twin)
-            return twin
-        slot = self._slot(sequence)
-        self.slots.reserve(len(self.running) + len(self.held) + 1)
         if sequence not in self.held:
-            rearrange(self.slots, self._placed(), [*self.running, None, *self.held])
-        target = len(self.running) + (len(self.held) if sequence in self.held else 0)
-        self.slots.copy([slot], [target], len(sequence.tape.columns))
-        (self.held if sequence in self.held else self.running).append(twin)
+            return self.branch(sequence, [key])[0]
+        twin = sequence.fork(self.spec, next(self._numbers), key)
+        target = len(self.running) + len(self.held)
+        self.slots.reserve(target + 1)
+        self.slots.copy([self._slot(sequence)], [target], len(sequence.tape.columns))
+        self.held.append(twin)
         return twin
+
+    @torch.inference_mode()
+    def branch(self, sequence: Sequence, keys: list[Any]) -> list[Sequence]:
+        """Return a twin for each key that runs from the next step on, also of a sequence that is held; see `fork`."""
+        twins = [sequence.fork(self.spec, next(self._numbers), key) for key in keys]
+        if sequence in self.waiting:
+            self.waiting += twins
+            return twins
+        self._slot(sequence)  # it is there
+        self._make_room(len(twins))
+        first = len(self.running)
+        self.running += twins
+        slot = self._slot(sequence)
+        for target in range(first, first + len(twins)):
+            self.slots.copy([slot], [target], len(sequence.tape.columns))
+        return twins
 
     @torch.inference_mode()
     def hold(self, sequences: list[Sequence]) -> None:
@@ -95,8 +112,14 @@ class Engine:
         if any(sequence not in self.running for sequence in sequences):
             raise ValueError("only running sequences can be held")
         before, gone = self._placed(), set(sequences)
-        self.running = [sequence for sequence in self.running if sequence not in gone]
-        self.held = [*sequences, *self.held]
+        left = len(self.running) - len(gone)
+        movers = [sequence for sequence in self.running[left:] if sequence not in gone]
+        self.running, behind = self.running[:left], self.running[left:]
+        for slot, sequence in enumerate(self.running):
+            if sequence in gone:
+                self.running[slot] = movers.pop()
+                behind[behind.index(self.running[slot])] = sequence
+        self.held = [*behind, *self.held]
         rearrange(self.slots, before, self._placed())
 
     @torch.inference_mode()
@@ -105,8 +128,10 @@ class Engine:
         if any(sequence not in self.held for sequence in sequences):
             raise ValueError("only held sequences can resume")
         before, going = self._placed(), set(sequences)
+        pushed = deque(sequence for sequence in self.held[: len(going)] if sequence not in going)
         self.running = [*self.running, *sequences]
-        self.held = [sequence for sequence in self.held if sequence not in going]
+        # Those whose places are taken move to where the others were.
+        self.held = [pushed.popleft() if one in going else one for one in self.held[len(going) :]]
         rearrange(self.slots, before, self._placed())
 
     @torch.inference_mode()
@@ -114,9 +139,11 @@ class Engine:
         """Forget a sequence that has not ended. Raises ValueError for one that has."""
         if sequence in self.waiting:
             self.waiting.remove(sequence)
+            self._to_hold.discard(sequence)
         elif sequence in self.held:
-            before = self._placed()
-            self.held.remove(sequence)
+            before, last = self._placed(), self.held[-1]
+            self.held[self.held.index(sequence)] = last
+            self.held.pop()
             rearrange(self.slots, before, self._placed())
         else:
             self._release([self._slot(sequence)])
@@ -143,6 +170,7 @@ class Engine:
         output = self.slots.step([sequence.feed for sequence in todo], self.spec.layers)
         for i, sequence in enumerate(todo):
             sequence.forward_passes += 1
+            sequence.fed += 1
             if self._keeps_outputs:
                 _remember(sequence, output, i)
         while todo:
@@ -194,12 +222,12 @@ class Engine:
         intervene = self.spec.intervene
         there = self._placed()
         fillings = plan(self.waiting, there) if intervene is None else [Filling(s) for s in self.waiting]
-        self.slots.reserve(len(there) + len(fillings))
-        rearrange(self.slots, there, [*self.running, *[None] * len(fillings), *self.held])
+        self._make_room(len(fillings))
         self.waiting = []
         running = [*self.running, *(filling.sequence for filling in fillings)]
         for filling in fillings:
             filling.sequence.forward_passes += -(-len(filling.ids) // PREFILL_TOKENS)
+            filling.sequence.fed += len(filling.ids) - filling.start
         slots = {sequence: slot for slot, sequence in enumerate([*running, *self.held])}
         if intervene is not None:
             for filling in fillings:  # one by one: what is changed in a text holds for no other
@@ -213,6 +241,9 @@ class Engine:
                 self.slots.copy([slots[filling.source] for filling in together], targets, start)
             self.slots.fill(targets[0], start, [list(filling.ids[start:]) for filling in together])
         self.running = running
+        if self._to_hold:
+            self.hold([sequence for sequence in running if sequence in self._to_hold])
+            self._to_hold.clear()
 
     def _release(self, gone: list[int]) -> None:
         """Free slots; the last sequences move into the gaps."""
@@ -223,7 +254,19 @@ class Engine:
         for gap, slot in zip(gaps, moving, strict=True):
             self.running[gap] = self.running[slot]
         self.running = self.running[:left]
+        n = min(len(gone), len(self.held))
+        self.held = [*self.held[len(self.held) - n :], *self.held[: len(self.held) - n]]
         rearrange(self.slots, before, self._placed())
+
+    def _make_room(self, count: int) -> None:
+        """Free the slots behind those that run: what is held there moves to the end."""
+        before = self._placed()
+        self.slots.reserve(len(before) + count)
+        if self.held:
+            first, rest = self.held[:count], self.held[count:]
+            self.held = [*rest, *first]
+            free: list[Sequence | None] = [None] * count
+            rearrange(self.slots, before, [*self.running, *free, *self.held])
 
     def _placed(self) -> list[Sequence]:
         """The sequences in the cache, in the order of their slots."""
@@ -274,6 +317,8 @@ def stream(
     `limits`: most tokens for each in the place of `options.max_new_tokens`. Raises as `Engine` and `Engine.add`.
     """
     check_prompts(prompts, spec)
+    if spec.options.search is not None:
+        raise UserError(f"gen.search is {spec.options.search}, and this command does not search: take it out")
     backend = backend_of(model_or_backend)
     engine = Engine(backend, spec)
     most = min(batch_size, backend.most_slots or batch_size)

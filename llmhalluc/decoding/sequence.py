@@ -26,6 +26,26 @@ class Erasure(NamedTuple):
     source: str
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a completion took: emitted tokens, tokens read and written, floating-point operations, seconds.
+
+    leaves: whole texts, of a search. A prefix that forks share counts once; a search's cost is that of all its texts.
+    """
+
+    emitted: int = 0
+    forward: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    leaves: int = 0
+
+    def plus(self, emitted: int, forward: int, flops: float, seconds: float) -> "Cost":
+        """Return the cost with more."""
+        return Cost(
+            self.emitted + emitted, self.forward + forward, self.flops + flops, self.seconds + seconds, self.leaves
+        )
+
+
 @dataclass
 class Trace:
     """One decoded completion.
@@ -33,7 +53,8 @@ class Trace:
     completion_ids as emitted, surviving_ids of them, text: the surviving one up to a stop string. logprobs: of each
     emitted token under the full softmax at temperature 1. erasures counts erased tokens, events says when and by
     whom. finish_reason: "eos", "stop", "length" or "budget". forward_passes: how often the model runs for this text
-    alone, its prompt included, whoever else was in the batch and whatever was copied.
+    alone, its prompt included, whoever else was in the batch and whatever was copied. cost: of the search that chose
+    it, None without one.
     """
 
     prompt_ids: list[int]
@@ -45,6 +66,7 @@ class Trace:
     logprobs: list[float] = field(default_factory=list)
     events: list[Erasure] = field(default_factory=list)
     forward_passes: int = 0
+    cost: Cost | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +142,7 @@ class Sequence:
     events: list[Erasure] = field(default_factory=list)
     operator_erased: int = 0  # tokens that operators erased
     forward_passes: int = 0
+    fed: int = 0  # tokens that the model read for it, copies not counted
     finish_reason: str = ""
     text: str = ""
 
@@ -138,7 +161,7 @@ class Sequence:
         """Return a twin that goes its own way from here, and draws from the beginning of the stream named by `key`."""
         twin, key = copy.copy(self), str(index) if key is None else key
         twin.index, twin.key, twin.draws, twin.tape = index, key, _stream(spec, key), self.tape.copy()
-        twin.surviving = twin.tape.surviving
+        twin.surviving, twin.fed = twin.tape.surviving, 0
         for name in ("completion_ids", "emitted_logprobs", "logprobs", "written_by", "outputs", "events"):
             setattr(twin, name, copy.copy(getattr(self, name)))
         twin.replacement_ids = self.replacement_ids.copy()

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from llmhalluc.decoding.sequence import Erasure, Trace
+from llmhalluc.decoding.sequence import Cost, Erasure, Trace
 from llmhalluc.extras.jsonl import resume_lines
 
 
@@ -26,7 +26,8 @@ class Journal:
         record = self._found.get(key)
         if record is None:
             return None
-        return Trace(prompt_ids=prompt_ids, **record | {"events": [Erasure(*event) for event in record["events"]]})
+        events, cost = [Erasure(*event) for event in record["events"]], record["cost"]
+        return Trace(prompt_ids, **record | {"events": events, "cost": cost and Cost(**cost)})
 
     def add(self, key: str, trace: Trace) -> None:
         """Write a finished trace; its prompt is part of the key."""

@@ -14,8 +14,8 @@ from llmhalluc.backtrack import erasures
 class Counts(NamedTuple):
     """Tokens of one trace. `wrong` and `wrong_erased` are None without a gold completion.
 
-    emitted: everything the model wrote, BACKTRACKs and the end token counted. kept: what survives of it. cut:
-    whether it ended by its length.
+    emitted: everything the model wrote, BACKTRACKs and the end token counted. kept: what survives of it. cut: whether
+    it ended by its length. cost: the Cost of the search that chose it.
     """
 
     emitted: int
@@ -24,12 +24,13 @@ class Counts(NamedTuple):
     wrong: int | None = None
     wrong_erased: int | None = None
     cut: bool = False
+    cost: Any = None  # of a search
 
 
 def counts_of(trace: Any, backtrack_id: int | None, gold_ids: Sequence[int] | None = None) -> Counts:
     """Return the counts of a Trace."""
     counts = count(trace.completion_ids, backtrack_id, gold_ids, trace.events)
-    return counts._replace(cut=trace.finish_reason == "length")
+    return counts._replace(cut=trace.finish_reason == "length", cost=trace.cost)
 
 
 def count(
@@ -77,7 +78,10 @@ def trace_metrics(traces: Sequence[Counts]) -> dict[str, float | None]:
     emitted, kept, erasures = (sum(getattr(trace, name) for trace in traces) for name in Counts._fields[:3])
     judged = [trace for trace in traces if trace.wrong is not None]
     wrong, wrong_erased = sum(trace.wrong for trace in judged), sum(trace.wrong_erased for trace in judged)
-    return {
+    costs = [trace.cost for trace in traces if trace.cost is not None]
+    searched = {f"search_{name}": sum(getattr(cost, name) for cost in costs) / len(costs)
+                for name in ("emitted", "forward", "flops", "seconds", "leaves") if costs}  # fmt: skip
+    return searched | {
         "erasures_per_sample": erasures / len(traces),
         "samples_with_erasure": sum(trace.erasures > 0 for trace in traces) / len(traces),
         "emitted_per_sample": emitted / len(traces),

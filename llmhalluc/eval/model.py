@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter, defaultdict
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lm_eval.api.registry import register_model
@@ -23,7 +24,11 @@ from llmhalluc.hparams.sections import GenArguments, ModelArguments
 from llmhalluc.models.helper import eos_ids
 from llmhalluc.models.loader import load
 from llmhalluc.models.weights import fingerprint
+from llmhalluc.tasks import EVALUATIONS, TASKS
 from llmhalluc.tasks.base import CutOff
+
+if TYPE_CHECKING:
+    from llmhalluc.search.tree import Problem
 
 logger = logging.getLogger(__name__)
 MODEL_KEYS = tuple(ModelArguments.__dataclass_fields__)
@@ -116,10 +121,14 @@ class BacktrackLM(HFLM):
             started = time.perf_counter()
             context = options.context or self.context
             spec = Spec(options, self.eos_ids, self.backtrack_id, context, self.tokenizer, operator_of(options))
-            decode(
-                self.model, [prompts[i] for i in pending], spec, keys=[keys[i] for i in pending],
-                batch_size=self.batch_size, on_finish=finished,
-            )  # fmt: skip
+            how = dict(batch_size=self.batch_size, on_finish=finished)
+            if options.search is not None:
+                from llmhalluc.search.run import search
+
+                problems = [problem_of(requests[i], prompts[i], keys[i]) for i in pending]
+                search(self.model, problems, spec, **how)
+            else:
+                decode(self.model, [prompts[i] for i in pending], spec, keys=[keys[i] for i in pending], **how)
             self.seconds += time.perf_counter() - started
         bar.close()
         for request, trace in zip(requests, traces, strict=True):
@@ -170,6 +179,14 @@ class BacktrackLM(HFLM):
         self._fingerprint = self._fingerprint or fingerprint(self.model)
         parts = [self._fingerprint, options.context or self.context, self.backtrack_id, stream_key, asdict(options)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def problem_of(request: Any, prompt_ids: list[int], key: str) -> "Problem":
+    """Return what a search needs of a request: its document is the record of the task that its lm-eval task is of."""
+    from llmhalluc.search.tree import Problem
+
+    name = EVALUATIONS.get(request.task_name)
+    return Problem(prompt_ids, key, TASKS[name] if name else None, request.doc)
 
 
 def _stream_keys(prompts: dict[int, list[int]]) -> dict[int, str]:

@@ -159,5 +159,7 @@ def records(
         counts += mine
         for key in ("prompt_ids", "completion_ids", "text", "finish_reason", "events", "forward_passes"):
             record[key] = getattr(traces[0], key) if traces else None
-        merged[sample["doc_id"]] = record | (mine[0] if mine else Counts(0, 0, 0))._asdict()
+        own = (mine[0] if mine else Counts(0, 0, 0))._asdict()
+        cost = own.pop("cost")
+        merged[sample["doc_id"]] = record | own | ({"cost": asdict(cost)} if cost else {})
     return list(merged.values()), counts

@@ -15,6 +15,7 @@ from llmhalluc.eval.lm_eval_patches import generation_options
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.mapping import check_mapping
 from llmhalluc.hparams.sections import GenArguments
+from llmhalluc.search.options import search_options
 
 logger = logging.getLogger(__name__)
 GEN_KEYS = tuple(field.name for field in fields(GenArguments))
@@ -67,6 +68,7 @@ def make_variants(gen: GenArguments, given: frozenset[str], changes: dict[str, d
             variants[name] = Variant(replace(gen, **keys), given | keys.keys())
             try:
                 operator_of(variants[name].options)
+                search_options(variants[name].options)
             except UserError as error:
                 problems += error.sentences
         errors += problems

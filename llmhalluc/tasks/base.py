@@ -128,6 +128,14 @@ class Task:
         """Return whether a surviving text solves the record; limit: seconds, where that must be computed."""
         raise NotImplementedError
 
+    def promising(self, text: str, record: Record) -> bool:
+        """Return whether a right solution can begin with a text, by the problem alone; for the guide of a search."""
+        raise NotImplementedError
+
+    def ballot(self, text: str, record: Record) -> Hashable | None:
+        """Return what a text votes for among several; None: it abstains."""
+        return self.check(text, record).stated
+
     def metrics(self, text: str, record: Record) -> dict[str, float]:
         """Return the scores that evaluation takes means of, 0 to 1."""
         return {"right": float(self.check(text, record).right)}

@@ -166,6 +166,16 @@ class Countdown(Task):
         left = _state([text], record)
         return Verdict(left == (record["target"],), words[-1] if words else None)
 
+    def promising(self, text: str, record: Record) -> bool:
+        """Return whether the target can be reached after the whole moves of a text."""
+        words = text.split()
+        whole = " ".join(words[: len(words) - len(words) % WORDS])
+        return reaches(_state([whole], record), record["target"])
+
+    def ballot(self, text: str, record: Record) -> Hashable | None:
+        """Return the moves: that they end with the target says little."""
+        return " ".join(text.split()) or None
+
     def metrics(self, text: str, record: Record) -> dict[str, float]:
         return {"solved": float(self.check(text, record).right)}
 

@@ -23,6 +23,7 @@ from llmhalluc.train import trl_patches
 # (temperature, …) are for evaluation alone.
 REFUSED = {
     "operator": "what an operator erases was not the policy's choice",
+    "search": "the policy writes one text",
     "stop": "a rollout ends with the end-of-text token",
     "backtrack_bias": "the log-probabilities would be of another policy",
     "compile": "the weights change after every round",

@@ -82,7 +82,10 @@ def drive(backend, spec, seed, n_prompts=4, most_forks=3):
             parent = rng.choice(alive)
             key = f"{parent.key}/{len(forks)}"
             forks[key] = (parent.prompt_ids, list(parent.completion_ids))
-            assert engine.fork(parent, key=key).key == key
+            if holds.random() < 0.5:
+                assert engine.fork(parent, key=key).key == key
+            else:
+                assert engine.branch(parent, [key])[0].key == key
         if len(alive) > 2 and rng.random() < 0.05:
             engine.drop(rng.choice(alive))
         traces |= {sequence.key: value for sequence, kind, value in engine.step() if kind == "end"}

@@ -136,6 +136,11 @@ class Sudoku(Task):
         board = sudoku.fill(record["puzzle"], text)
         return Verdict(board is not None and "." not in board and not sudoku.conflicts(board), board)
 
+    def promising(self, text: str, record: Record) -> bool:
+        """Return whether each word fills a cell, and no row, column or box holds a digit twice so far."""
+        board = sudoku.fill(record["puzzle"], text)
+        return board is not None and not sudoku.conflicts(board)
+
     def metrics(self, text: str, record: Record) -> dict[str, float]:
         return {"solved": float(self.check(text, record).right)}
 
