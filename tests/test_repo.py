@@ -27,8 +27,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Imports run from a higher number to a lower one, or stay within a room.
 LEVELS = {
     "backtrack": 1, "extras": 1, "prompts": 2, "tasks": 3, "hparams": 4, "models": 5, "data": 5, "reward": 5,
-    "decoding": 6, "train": 7, "eval": 7, "selfgen": 7, "chat": 7, "report": 7, "search": 7, "verify": 7,
-    "interp": 8, "exp": 8, "benchmark": 9,
+    "decoding": 6, "selfgen": 7, "search": 7, "verify": 8, "train": 9, "eval": 9, "chat": 9, "report": 9,
+    "interp": 10, "exp": 10, "benchmark": 11,
 }  # fmt: skip
 LIGHT = ("backtrack", "extras", "hparams", "prompts", "tasks")
 
@@ -113,7 +113,7 @@ def test_imports_run_one_way(path):
     for module in imports(path):
         there = room(module.split(".")[1:])
         if module.split(".")[0] == "llmhalluc" and there != here:
-            assert LEVELS[there] < LEVELS.get(here, 10), f"{here} imports {module}"
+            assert LEVELS[there] < LEVELS.get(here, 12), f"{here} imports {module}"
 
 
 def test_evaluation_never_imports_trl():

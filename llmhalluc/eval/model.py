@@ -18,7 +18,7 @@ from llmhalluc.decoding.sequence import Spec, Trace
 from llmhalluc.eval.journal import Journal
 from llmhalluc.eval.lm_eval_patches import silent_model
 from llmhalluc.eval.metrics import counts_of, trace_metrics
-from llmhalluc.eval.variants import GEN_KEYS, Variant, operator_of
+from llmhalluc.eval.variants import GEN_KEYS, JUDGES, Variant, operator_of
 from llmhalluc.extras.errors import UserError, did_you_mean
 from llmhalluc.hparams.sections import GenArguments, ModelArguments
 from llmhalluc.models.helper import eos_ids
@@ -74,6 +74,7 @@ class BacktrackLM(HFLM):
                 batch_size=int(batch_size), max_length=max_length,
             )  # fmt: skip
         self.backtrack_id, self.context = loaded.backtrack_id, loaded.context
+        self.source = pretrained.adapter or pretrained.name_or_path
         self.eos_ids = eos_ids(self.model, self.tokenizer)
         self.templated, self.quiet = False, False
         self.journal: Journal | None = None
@@ -120,13 +121,15 @@ class BacktrackLM(HFLM):
 
             started = time.perf_counter()
             context = options.context or self.context
-            spec = Spec(options, self.eos_ids, self.backtrack_id, context, self.tokenizer, operator_of(options))
+            operator, guide = self._operator(options), self._guide(options)
+            spec = Spec(options, self.eos_ids, self.backtrack_id, context, self.tokenizer, operator,
+                        layers=tuple(getattr(getattr(operator, "judge", None), "layers", ())))  # fmt: skip
             how = dict(batch_size=self.batch_size, on_finish=finished)
             if options.search is not None:
                 from llmhalluc.search.run import search
 
                 problems = [problem_of(requests[i], prompts[i], keys[i]) for i in pending]
-                search(self.model, problems, spec, **how)
+                search(self.model, problems, spec, guide=guide, **how)
             else:
                 decode(self.model, [prompts[i] for i in pending], spec, keys=[keys[i] for i in pending], **how)
             self.seconds += time.perf_counter() - started
@@ -174,6 +177,24 @@ class BacktrackLM(HFLM):
             self.truncated[request.task_name] += 1
             ids = ids[-room:]
         return ids
+
+    def _operator(self, options: GenArguments) -> Any:
+        """The operator of the options; a trained one lies beside the model, or where `judge` says."""
+        if options.operator not in JUDGES:
+            return operator_of(options)
+        from llmhalluc.verify.use import operator_of as trained
+
+        parts = (self.model, self.tokenizer, self.eos_ids)
+        return trained(options.operator, options.operator_args, self.source, parts)
+
+    def _guide(self, options: GenArguments) -> Any:
+        """The guide of a search, None without a search."""
+        if options.search is None:
+            return None
+        from llmhalluc.verify.use import guide_of
+
+        args = options.search_args
+        return guide_of(args.get("guide", "likelihood"), args.get("judge") or self.source, self.model, self.tokenizer)
 
     def _journal_key(self, stream_key: str, options: GenArguments) -> str:
         self._fingerprint = self._fingerprint or fingerprint(self.model)

@@ -8,15 +8,18 @@ the task always stops, and `stop` of gen or the variant beside it.
 import logging
 import re
 from dataclasses import dataclass, fields, replace
+from math import inf
 from typing import Any
 
 from llmhalluc.decoding.operators import Operator, make_operator
 from llmhalluc.eval.lm_eval_patches import generation_options
-from llmhalluc.extras.errors import UserError
+from llmhalluc.extras.errors import UserError, did_you_mean
 from llmhalluc.hparams.mapping import check_mapping
 from llmhalluc.hparams.sections import GenArguments
 from llmhalluc.search.options import search_options
 
+JUDGES = ("verifier", "prm")  # operators that were trained, and what they take
+JUDGE_KEYS = {"threshold": (0.0, 1.0), "penalty": (-inf, 0.0), "judge": (0.0, 0.0)}
 logger = logging.getLogger(__name__)
 GEN_KEYS = tuple(field.name for field in fields(GenArguments))
 
@@ -45,12 +48,26 @@ class Variant:
 
 
 def operator_of(options: GenArguments) -> Operator | None:
-    """The operator that `options` name, None without one. Raises UserError as `make_operator`."""
+    """The rule that `options` name, None without one or for a trained judge. Raises UserError as `make_operator`."""
+    if options.operator in JUDGES:
+        _check_judge(options.operator, options.operator_args)
+        return None  # it needs the model: `judge_operator`
     if options.operator is None:
         if options.operator_args:
             raise UserError("gen.operator_args is given without gen.operator: name the operator")
         return None
     return make_operator(options.operator, **options.operator_args)
+
+
+def _check_judge(name: str, arguments: dict[str, Any]) -> None:
+    for key, value in arguments.items():
+        if key not in JUDGE_KEYS:
+            raise UserError(f"operator {name} has no parameter {key!r}{did_you_mean(key, JUDGE_KEYS)}")
+        low, high = JUDGE_KEYS[key]
+        if key == "judge":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise UserError(f"{key} of operator {name} is {value!r}, expected a number from {low:g} to {high:g}")
 
 
 def make_variants(gen: GenArguments, given: frozenset[str], changes: dict[str, dict[str, Any]]) -> dict[str, Variant]:

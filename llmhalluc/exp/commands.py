@@ -17,7 +17,8 @@ from llmhalluc.extras.keys import flat
 from llmhalluc.extras.run_folder import NOT_IDENTITY, write_text
 from llmhalluc.hparams import yaml_files
 from llmhalluc.hparams.sections import ExpArguments
-from llmhalluc.train.base import RECORD, final_model
+from llmhalluc.train.base import RECORD
+from llmhalluc.train.finished import final_model
 
 # The program of each section, as the interpreter is called with it; the path of its YAML follows.
 PROGRAMS = {

@@ -7,7 +7,7 @@ from llmhalluc.exp import results
 from llmhalluc.exp.grid import Cell
 from llmhalluc.exp.table import label
 from llmhalluc.report.traces import Decode, Shown
-from llmhalluc.train.base import final_model
+from llmhalluc.train.finished import final_model
 
 Arms = dict[str, Shown]  # arm -> its sample of a problem
 Place = tuple[str, str]  # task and variant

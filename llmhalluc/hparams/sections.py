@@ -103,7 +103,8 @@ class TrainArguments(Section):
     """Our keys in `train`; `trl` collects the rest as given and is handed to the stage's TRL config class."""
 
     section: ClassVar[str] = "train"
-    stage: Literal["sft", "dpo", "grpo"] = option("sft", "which executor trains")
+    stage: Literal["sft", "dpo", "grpo", "verifier", "prm"] = option("sft", "which executor trains")
+    judge: dict[str, Any] = option({}, "verifier, prm: labels, samples, layers, ... (docs/search.md)")
     resume: bool = option(False, "resume from the newest checkpoint in output_dir, if there is one")
     overwrite: bool = option(False, "delete what output_dir holds first")
     max_tokens: int | None = option(

@@ -15,9 +15,13 @@ class Judged(NamedTuple):
 
 
 class Guide(Protocol):
-    """Values branches, the higher the better; `forward`: tokens it read for each, `flops`: what that took."""
+    """Values branches, the higher the better; layers: hidden states that it wants of the engine.
 
-    layers: tuple[str, ...]  # hidden states that it wants of the engine
+    by_step: it is asked at the end of each step of a text, also where the search looks at whole texts alone.
+    """
+
+    layers: tuple[str, ...]
+    by_step: bool
 
     def __call__(self, judged: Sequence[Judged]) -> list[tuple[float, int, float]]:
         """Return (score, forward tokens, flops) of each."""
@@ -27,6 +31,7 @@ class Likelihood:
     """The geometric mean of the probabilities of the surviving tokens."""
 
     layers: tuple[str, ...] = ()
+    by_step = False
 
     def __call__(self, judged: Sequence[Judged]) -> list[tuple[float, int, float]]:
         return [(likelihood(one.branch), 0, 0.0) for one in judged]
@@ -36,6 +41,7 @@ class Check:
     """1.0 where the task says that a right solution can begin so, else 0.0."""
 
     layers: tuple[str, ...] = ()
+    by_step = False
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer

@@ -75,7 +75,7 @@ def pool(tree: Tree) -> Iterator[None]:
 
 
 class Node:
-    """A prefix in the search tree: its score, once continued that of the best continuation; how often it was visited."""
+    """A prefix in the search tree: its score, or once continued that of the best continuation; how often visited."""
 
     def __init__(self, branch: Branch | None, parent: "Node | None" = None):
         self.branch, self.parent = branch, parent

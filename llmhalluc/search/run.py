@@ -73,6 +73,7 @@ class Loop:
         self.engine, self.options, self.guide, self.flops = engine, options, guide, flops
         self.gen, self.tokenizer = engine.spec.options, engine.spec.tokenizer
         self.trees: list[Running] = []
+        self.by_step = guide.by_step or self.gen.search in STEPWISE
 
     def begin(self, number: int, problem: Problem) -> int:
         """Begin a problem; return how many sequences it has now."""
@@ -90,16 +91,20 @@ class Loop:
         ended = {event.sequence: event for event in self.engine.step() if event.kind == "end"}
         seconds = time.perf_counter() - began
         running = [(one.tree, branch) for one in self.trees for branch in one.tree.running]
-        stopped = []
+        stopped, passing = [], []
         for tree, branch in running:
             tree.account(branch, self.flops, seconds / len(running))
-            if branch.sequence in ended or tree.at_boundary(branch, self._piece):
+            boundary = tree.at_boundary(branch, self._piece) if self.by_step or not branch.whole else False
+            if branch.sequence in ended or (boundary and not branch.whole):
                 stopped.append((tree, branch))
+            elif boundary:
+                passing.append((tree, branch))
         self._stop(stopped, ended)
+        self._score([*stopped, *passing])
         return self._advance()
 
     def _stop(self, stopped: list[tuple[Tree, Branch]], ended: dict[Any, Event]) -> None:
-        """Hold the prefixes, keep the whole texts, and score all of them."""
+        """Hold the prefixes, and keep the whole texts."""
         held = []
         for tree, branch in stopped:
             tree.running.remove(branch)
@@ -111,13 +116,16 @@ class Loop:
                 held.append(branch.sequence)
         if held:
             self.engine.hold(held)
-        if stopped:
-            began = time.perf_counter()
-            scores = self.guide([Judged(branch, tree.problem) for tree, branch in stopped])
-            seconds = (time.perf_counter() - began) / len(stopped)
-            for (tree, branch), (score, forward, flops) in zip(stopped, scores, strict=True):
-                branch.score = score
-                tree.cost = tree.cost.plus(0, forward, flops, seconds)
+
+    def _score(self, branches: list[tuple[Tree, Branch]]) -> None:
+        if not branches:
+            return
+        began = time.perf_counter()
+        scores = self.guide([Judged(branch, tree.problem) for tree, branch in branches])
+        seconds = (time.perf_counter() - began) / len(branches)
+        for (tree, branch), (score, forward, flops) in zip(branches, scores, strict=True):
+            branch.score = score
+            tree.cost = tree.cost.plus(0, forward, flops, seconds)
 
     def _advance(self) -> list[tuple[int, Trace]]:
         """Let those go on whose branches all wait; end those that are through, or whose budget is spent."""

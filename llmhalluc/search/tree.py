@@ -10,8 +10,7 @@ from llmhalluc.decoding.engine import Engine
 from llmhalluc.decoding.sequence import Cost, Sequence, Trace
 from llmhalluc.search.budget import Budget
 from llmhalluc.search.options import SearchOptions
-
-PROBE = " x"  # what could follow a text that ends a step
+from llmhalluc.tasks.steps import ends_step
 
 
 @dataclass(eq=False)
@@ -33,7 +32,14 @@ class Branch:
     score: float = 0.0
     trace: Trace | None = None
     marks: list[int] = field(default_factory=lambda: [0])  # surviving tokens at the ends of steps
+    goods: list[float] = field(default_factory=list)  # what a judge said of each of these steps
     counted: tuple[int, int] = (0, 0)  # tokens emitted and fed that are in the tree's cost already
+
+    @property
+    def step_length(self) -> int:
+        """How many surviving tokens the newest step has."""
+        standing, marks = len(self.sequence.surviving), self.marks
+        return standing - (marks[-2] if marks[-1] == standing and len(marks) > 1 else marks[-1])
 
     @property
     def complete(self) -> bool:
@@ -72,7 +78,9 @@ class Tree:
 
     def fork(self, branch: Branch, count: int) -> list[Branch]:
         """Continue a held prefix in `count` ways; it stays as it is."""
-        return self._run(branch.sequence, [replace(branch, marks=branch.marks[:]) for _ in range(count)])
+        return self._run(
+            branch.sequence, [replace(branch, marks=branch.marks[:], goods=branch.goods[:]) for _ in range(count)]
+        )
 
     def _run(self, source: Sequence, made: list[Branch]) -> list[Branch]:
         """Give each branch a fork of its own, which runs."""
@@ -103,18 +111,18 @@ class Tree:
         self.cost = self.cost.plus(len(sequence.completion_ids) - emitted, new, flops(new, rows), seconds)
 
     def at_boundary(self, branch: Branch, decode: Callable[[int], str]) -> bool:
-        """Return whether a prefix has just ended a step, and note that."""
+        """Return whether a text has just ended a step, and note that."""
         standing, marks = branch.sequence.surviving, branch.marks
         while marks[-1] > len(standing):
             marks.pop()
         new = standing[marks[-1] :]
-        if branch.whole or not new or branch.sequence.completion_ids[-1] != standing[-1]:
+        if not new or branch.sequence.completion_ids[-1] != standing[-1]:
             return False
         if self.options.step_tokens is not None:
             ends = len(new) >= self.options.step_tokens
         else:
             pieces = [self._piece.setdefault(token, decode(token)) for token in new]
-            ends = len(pieces) in self.problem.task.step_ends([*pieces, PROBE])[:-1]
+            ends = self.problem.task is not None and ends_step(self.problem.task, pieces)
         if ends:
             marks.append(len(standing))
         return ends

@@ -2,7 +2,12 @@
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from llmhalluc.tasks.base import Task
+
+NEXT = " x"  # what may follow a step
 WORD_END = re.compile(r"(?<=\S)(?=\s)")
 
 
@@ -23,3 +28,8 @@ def ends_at(pieces: Sequence[str], boundary: re.Pattern[str]) -> list[int]:
             found.append(i + 1)
             last = written
     return [*found, len(pieces)] if pieces else []
+
+
+def ends_step(task: "Task", pieces: Sequence[str]) -> bool:
+    """Return whether the tokens of a step, by their texts, end it, whatever follows."""
+    return len(pieces) in task.step_ends([*pieces, NEXT])[:-1]

@@ -7,6 +7,8 @@ EXECUTORS = {
     "sft": "llmhalluc.train.sft:SFTExecutor",
     "dpo": "llmhalluc.train.dpo:DPOExecutor",
     "grpo": "llmhalluc.train.grpo:GRPOExecutor",
+    "verifier": "llmhalluc.train.judges:VerifierExecutor",
+    "prm": "llmhalluc.train.judges:PRMExecutor",
 }
 
 

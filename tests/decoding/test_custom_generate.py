@@ -201,7 +201,7 @@ print([row[inputs.input_ids.shape[1]:] for row in one.tolist()])
 def test_a_trained_folder_erases_where_llmhalluc_cannot_be_imported(tmp_path, finetuning):
     from llmhalluc.hparams.sections import ModelArguments
     from llmhalluc.models.loader import load
-    from llmhalluc.train.base import final_model
+    from llmhalluc.train.finished import final_model
     from llmhalluc.train.sft import SFTExecutor
     from tests.train.tiny_run import config
 

@@ -29,6 +29,7 @@ class Noise:
     """A guide that knows nothing."""
 
     layers = ()
+    by_step = False
 
     def __call__(self, judged):
         return [

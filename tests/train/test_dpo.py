@@ -21,8 +21,8 @@ from llmhalluc.data.dpo import Pair
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.sections import ModelArguments
 from llmhalluc.models.loader import load
-from llmhalluc.train.base import final_model
 from llmhalluc.train.dpo import LOSS_TYPES, METRICS, DPOExecutor, decision_weights
+from llmhalluc.train.finished import final_model
 from llmhalluc.train.sft import SFTExecutor
 from tests.train.tiny_run import config
 
