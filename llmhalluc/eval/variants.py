@@ -19,7 +19,7 @@ from llmhalluc.hparams.sections import GenArguments
 from llmhalluc.search.options import search_options
 
 JUDGES = ("verifier", "prm")  # operators that were trained, and what they take
-JUDGE_KEYS = {"threshold": (0.0, 1.0), "penalty": (-inf, 0.0), "judge": (0.0, 0.0)}
+JUDGE_KEYS = {"threshold": (0.0, 1.0), "penalty": (-inf, 0.0), "retries": (1, inf), "judge": (0.0, 0.0)}
 logger = logging.getLogger(__name__)
 GEN_KEYS = tuple(field.name for field in fields(GenArguments))
 

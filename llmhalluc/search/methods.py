@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from llmhalluc.search.tree import Branch, Tree, likelihood
 
-MOST_HELD = 64  # prefixes that a pool or a tree keeps in the cache
+MOST_HELD = 64  # prefixes that a pool keeps in the cache
 WIDENING = 6  # a prefix of the tree has expand * sqrt(visits / WIDENING) continuations
 PATIENCE = 0.5  # by how much each continuation lowers what a prefix is worth to the pool, in units of its score
 Method = Callable[[Tree], Iterator[None]]
@@ -99,21 +99,36 @@ class Node:
 
 
 def tree_search(tree: Tree) -> Iterator[None]:
-    """Selection by UCB, expansion by a step in `expand` ways, their scores handed up; whole texts are its leaves.
+    """Monte-Carlo tree search over steps: selection by UCB, expansion in `expand` ways, scores handed up.
 
-    A prefix that was visited often is continued anew (progressive widening; Coulom 2007), so that steps which all came
-    out wrong are no dead end.
+    After `visits` expansions below a prefix the search goes on from its best continuation, so that it comes to whole
+    texts. A prefix that was visited often is continued anew (progressive widening; Coulom 2007).
     """
-    root = Node(None)
     while not tree.spent:
-        node = root
-        while node.children and len(node.children) >= tree.options.expand * math.sqrt(node.visits / WIDENING):
-            open_ = [child for child in node.children if not child.over]
-            if not open_:
-                break
-            node = max(open_, key=lambda child: (child.value(tree.options.explore), child.visits))
-        yield from _expand(tree, node)
-        _prune(tree, root)
+        root = Node(None)
+        while not tree.spent and not root.over:
+            for _ in range(tree.options.visits):
+                node = root
+                while node.children and len(node.children) >= tree.options.expand * math.sqrt(node.visits / WIDENING):
+                    open_ = [child for child in node.children if not child.over]
+                    if not open_:
+                        break
+                    node = max(open_, key=lambda child: (child.value(tree.options.explore), child.visits))
+                yield from _expand(tree, node)
+            best = max(root.children, key=lambda child: (child.best, child.visits))
+            _drop_all(tree, root, keep=best)
+            root = best
+            root.parent = None
+        tree.drop(list(tree.live))
+
+
+def _drop_all(tree: Tree, node: Node, keep: Node) -> None:
+    """Drop the prefixes of a node and of all below it, but those of `keep`."""
+    if node.branch is not None:
+        tree.drop([node.branch])
+    for child in node.children:
+        if child is not keep:
+            _drop_all(tree, child, keep)
 
 
 def _expand(tree: Tree, node: Node) -> Iterator[None]:
@@ -125,23 +140,6 @@ def _expand(tree: Tree, node: Node) -> Iterator[None]:
     for child, branch in zip(made, found, strict=True):
         child.over = branch.trace is not None
         child.add(branch.score)
-
-
-def _prune(tree: Tree, root: Node) -> None:
-    """Keep the MOST_HELD prefixes of the highest bound in the cache; the others are continued no more."""
-    if len(tree.live) <= MOST_HELD:
-        return
-    nodes, held = [root], []
-    while nodes:
-        node = nodes.pop()
-        nodes += node.children
-        if node.branch in tree.live:
-            held.append(node)
-    held.sort(key=lambda node: node.value(tree.options.explore), reverse=True)
-    for node in held[MOST_HELD:]:
-        node.over = True
-        assert node.branch is not None
-        tree.drop([node.branch])
 
 
 def _rank(branch: Branch) -> tuple[float, float]:

@@ -28,6 +28,7 @@ class SearchOptions:
     )
     step_tokens: int | None = option(None, "tokens of a step; none: the steps of the task", bounds="[1, inf)")
     explore: float = option(0.1, "tree: weight of rarely visited prefixes (UCB)", bounds="[0, inf)")
+    visits: int = option(2, "tree: expansions before it goes on from the best continuation", bounds="[1, inf)")
     judge: str | None = option(None, "verifier, prm: folder of the judge; none: that of the model")
 
 

@@ -16,7 +16,7 @@ from llmhalluc.models.weights import fingerprint
 from llmhalluc.tasks import CONVERTERS
 from llmhalluc.train.base import CURVE, RECORD, BaseExecutor, draw_curve
 from llmhalluc.verify import head as heads
-from llmhalluc.verify.learn import places_of, report, threshold_of, train
+from llmhalluc.verify.learn import best_first_step, first_step, places_of, report, threshold_of, train
 from llmhalluc.verify.options import judge_options
 from llmhalluc.verify.prm import fit_prm, prm_places
 from llmhalluc.verify.traces import labelled_traces, split
@@ -101,9 +101,10 @@ class VerifierExecutor(JudgeExecutor):
         self.curve = train(head, rows, dev, self.options, self.seed)
         due, _ = head.judge(dev.features)
         threshold = threshold_of(due, dev)
+        best = best_first_step(due, dev)
         head.about = heads.About(**vars(about) | {"threshold": threshold})
         due, right = head.judge(test.features)
-        self.found = {"test": report(due, right, test, threshold)}
+        self.found = {"test": report(due, right, test, threshold)} | {"first_step": first_step(due, test, best)}
         self.head, self.count = head, head.parameters_count
 
     def save(self) -> dict[str, Any]:
@@ -121,9 +122,10 @@ class PRMExecutor(JudgeExecutor):
         _, dev, test = (prm_places(self.prm, part, self.pad_id) for part in self.parts)
         due = [1 - good for good in dev.features[:, 0].tolist()]
         threshold = threshold_of(due, dev)
+        best = best_first_step(due, dev)
         self.prm.model.config.prm |= {"threshold": threshold, "task": self.task, "labels": self.options.labels}
         due = [1 - good for good in test.features[:, 0].tolist()]
-        self.found = {"test": report(due, None, test, threshold)}
+        self.found = {"test": report(due, None, test, threshold)} | {"first_step": first_step(due, test, best)}
         self.count = sum(weight.numel() for weight in self.prm.model.parameters())
 
     def save(self) -> dict[str, Any]:

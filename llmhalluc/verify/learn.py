@@ -21,6 +21,7 @@ from llmhalluc.verify.options import JudgeOptions
 from llmhalluc.verify.traces import Labelled
 
 ROWS = 8192  # rows of one forward
+REPAIRED = 0.5  # share of the errors found that an operator is taken to repair
 
 
 class Places(NamedTuple):
@@ -144,7 +145,23 @@ def _targets(rows: Places) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def threshold_of(due: Sequence[float], rows: Places) -> float:
-    """Return the threshold under which the first wrong step is found best; among many, one in a hundred is tried."""
+    """Return the threshold that an operator gains most with; among many, a hundred are tried.
+
+    An error that is found counts REPAIRED, as the step that comes instead may be wrong again; a right text in which a
+    step is erased counts -1.
+    """
+
+    def gain(threshold: float) -> float:
+        found = first_step(due, rows, threshold)
+        clean = found["traces"] - found["faulty"]
+        return REPAIRED * found["faulty"] * (found["first_step_found"] or 0) - clean * (1 - (found["clean_left"] or 0))
+
+    tried = sorted(due)[:: max(1, len(due) // 100)]
+    return max([*tried, 1.0], key=gain)
+
+
+def best_first_step(due: Sequence[float], rows: Places) -> float:
+    """Return the threshold of the best `first_step_f1`."""
     tried = sorted(due)[:: max(1, len(due) // 100)]
     return max(tried, key=lambda threshold: first_step(due, rows, threshold)["first_step_f1"] or 0.0)
 

@@ -84,7 +84,7 @@ class PRMJudge:
 
 
 class JudgeGuide:
-    """Values a text by a judge: the product of P(good) at the ends of its steps."""
+    """Values a text by a judge: the geometric mean of P(good) at the ends of its steps, 0 for an empty text."""
 
     by_step = True
 
@@ -92,21 +92,30 @@ class JudgeGuide:
         self.judge, self.layers = judge, judge.layers
 
     def __call__(self, judged: Sequence[Judged]) -> list[tuple[float, int, float]]:
-        sequences = [one.branch.sequence for one in judged]
-        hidden = {name: torch.stack([one.hidden[name] for one in sequences]) for name in self.layers}
-        found, lengths = [], [one.branch.step_length for one in judged]
-        for (branch, _), good in zip(judged, self.judge.good(sequences, hidden, lengths), strict=True):
+        found = [(0.0, 0, 0.0)] * len(judged)
+        there = [number for number, one in enumerate(judged) if one.branch.sequence.surviving]
+        branches = [judged[number].branch for number in there]
+        sequences = [branch.sequence for branch in branches]
+        hidden = {name: torch.stack([one.hidden[name] for one in sequences]) for name in self.layers if there}
+        lengths = [branch.step_length for branch in branches]
+        scores = self.judge.good(sequences, hidden, lengths) if there else []
+        for number, branch, good in zip(there, branches, scores, strict=True):
             steps = len(branch.marks) - 1
             if branch.trace is None:
                 branch.goods[steps - 1 :] = [good]
-                good = 1.0
-            found.append((prod(branch.goods[:steps]) * good, *self.judge.cost(branch.sequence)))
+                own = branch.goods[:steps]
+            else:
+                own = [*branch.goods[:steps], good]
+            found[number] = (prod(own) ** (1 / len(own)), *self.judge.cost(branch.sequence))
         return found
 
 
 @dataclass
 class JudgeOperator:
-    """Erases the step that has just ended where P(an erasure is due) is above `threshold` (None: the judge's own)."""
+    """Erases the step that has just ended where P(an erasure is due) is at least `threshold` (None: the judge's own).
+
+    At each place it does so `retries` times: what comes next is unlikely, which looks like an error in itself.
+    """
 
     judge: Judge
     piece: Callable[[int], str]
@@ -114,6 +123,7 @@ class JudgeOperator:
     source: str
     threshold: float | None = None
     penalty: float = float("-inf")
+    retries: int = 1
     read: int = field(default=0)  # tokens that the judge has read
 
     def __call__(self, step: Step) -> dict[int, Erase]:
@@ -143,7 +153,10 @@ class JudgeOperator:
             marks.append((begun, ends_step(task, texts)))
         if not marks or not marks[-1][1] or sequence.surviving[-1] in self.eos_ids:
             return 0
-        return len(sequence.surviving) - marks[-1][0]
+        begun = marks[-1][0]
+        if len(sequence.tape.penalties.get(begun, {})) >= self.retries:
+            return 0
+        return len(sequence.surviving) - begun
 
 
 def load_judge(name: str, folder: str | Path, model: Any) -> Judge:
