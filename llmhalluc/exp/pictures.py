@@ -1,4 +1,4 @@
-"""The pictures of an experiment: accuracy against tokens emitted, loss curves; PNG files and inline SVG."""
+"""The pictures of an experiment: accuracy against tokens and budgets, loss curves; PNG files and inline SVG."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 def draw(results: dict[str, Any], folders: dict[str, Path], stages: dict[str, str], folder: Path) -> dict[str, str]:
-    """Write accuracy and loss as .png and .pdf to `folder`; return both as SVG text for a page, by name.
+    """Write accuracy, loss and budgets as .png and .pdf to `folder`; return them as SVG text for a page, by name.
 
     folders, stages: of each cell by its name, the stage that of its last training.
     """
@@ -31,6 +31,8 @@ def draw(results: dict[str, Any], folders: dict[str, Path], stages: dict[str, st
     drawn = {}
     with plt.rc_context(STYLE):
         figures = {"accuracy": accuracy(results["rows"]), "loss": loss(results["rows"], curves, stages)}
+        if results.get("budgets"):
+            figures["budgets"] = spent(results["budgets"])
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png", dpi=150, facecolor="white", bbox_inches="tight")
             figure.savefig(folder / f"{name}.pdf", bbox_inches="tight", metadata={"CreationDate": None})
@@ -85,6 +87,28 @@ def loss(rows: list[Row], curves: dict[str, list[dict[str, float]]], stages: dic
         axis.set(xlabel="tokens seen, millions", ylabel=what, yscale=scale)
         if scale == "log":
             label_log_scale(axis.yaxis)
+    lines = [plt.Line2D([], [], **_line(i)) for i in range(len(names))]
+    figure.legend(lines, names, loc="outside lower center", ncols=3)
+    return figure
+
+
+def spent(rows: list[Row]) -> Figure:
+    """A panel a task and unit: accuracy against the budget, a line a method, the baseline's with its interval."""
+    panels = list(dict.fromkeys((row["task"], row["unit"]) for row in rows))
+    names = list(dict.fromkeys(row["method"] for row in rows))
+    figure, axes = _panels(len(panels))
+    for axis, (task, unit) in zip(axes, panels, strict=True):
+        here = [row for row in rows if (row["task"], row["unit"]) == (task, unit)]
+        for name in dict.fromkeys(row["method"] for row in here):
+            own = [row for row in here if row["method"] == name]
+            at, style = [row["budget"] for row in own], _line(names.index(name))
+            axis.plot(at, [100 * row["accuracy"] for row in own], marker="o", markersize=4, **style)
+            if name == own[0]["against"]:
+                low, high = ([100 * row[f"accuracy_{end}"] for row in own] for end in ("low", "high"))
+                axis.fill_between(at, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        axis.set(title=task if len(panels) > 1 else "", xscale="log", xlabel=f"budget a problem, {unit}")
+        axis.set_ylabel("accuracy, %")
+        label_log_scale(axis.xaxis)
     lines = [plt.Line2D([], [], **_line(i)) for i in range(len(names))]
     figure.legend(lines, names, loc="outside lower center", ncols=3)
     return figure

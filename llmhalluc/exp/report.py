@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from llmhalluc.exp import samples
+from llmhalluc.exp import budgets, samples
 from llmhalluc.exp import table as tables
 from llmhalluc.exp.grid import Cell
 from llmhalluc.extras.keys import flat
@@ -53,9 +53,17 @@ def write(
         pairs=[pair | {"said": _said(pair)} for pair in results["pairs"]],
         reference=_reference(exp.reference, reference),
         pictures=svg,
+        budgets=_budgets(results.get("budgets") or []),
         games=stepper(chosen, board_of, accuracy, baseline),
         samples=[(", ".join(group), list(map(_problem, chosen[group].values()))) for group in groups],
     )
+
+
+def _budgets(rows: list[dict[str, Any]]) -> dict[str, str] | None:
+    if not rows:
+        return None
+    against = dict.fromkeys(row["against"] for row in rows if row["against"])
+    return {"against": ", ".join(against), "table": budgets.table(rows)}
 
 
 def _subtitle(results: dict[str, Any], rows: list[dict]) -> str:

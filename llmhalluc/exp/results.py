@@ -169,7 +169,7 @@ def point(cell: Cell) -> dict[str, Any]:
 def _row(level: str, group: list[Sheet], others: list[Sheet]) -> Row:
     """A group of sheets as one row, compared with the sheets of the baseline."""
     first, problems = group[0], _shared(group)
-    accuracy = stats.mean([_values(sheet.correct, problems) for sheet in group])
+    accuracy = stats.mean(values_of(group))
     emitted = stats.mean([_values(sheet.emitted, problems) for sheet in group])
     gain, gains, paired_seeds = compare(group, others)
     metrics, training = [sheet.metrics for sheet in group], [sheet.training for sheet in group]
@@ -250,6 +250,12 @@ def identity(sample: dict[str, Any]) -> str:
 def _shared(group: list[Sheet]) -> list[str]:
     """The problems that all sheets have, in the first one's order."""
     return [key for key in group[0].correct if all(key in sheet.correct for sheet in group)] if group else []
+
+
+def values_of(group: list[Sheet]) -> np.ndarray:
+    """Return the scores (seeds, problems) of the problems that all sheets have."""
+    problems = _shared(group)
+    return np.array([_values(sheet.correct, problems) for sheet in group])
 
 
 def _values(values: dict[str, float], keys: list[str]) -> np.ndarray:

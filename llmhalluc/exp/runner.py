@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmhalluc.exp import budgets
 from llmhalluc.exp import results as tables
 from llmhalluc.exp.commands import Command, commands, finished, trained, write_configs
 from llmhalluc.exp.experiment import read_experiment
@@ -83,6 +84,7 @@ def _results(
         "failed": failed,
         "rows": tables.rows(sheets, baseline),
         "pairs": tables.pairs(sheets),
+        "budgets": budgets.rows(sheets, folders, baseline),
         "config": raw,
         "environment": environment(),
     }
@@ -99,6 +101,9 @@ def _write(
     write_text(folder / "results.md", markdown(results))
     write_text(folder / "results.tex", latex(results))
     print(f"\n{table(results)}\n")
+    if results["budgets"]:
+        write_text(folder / "budgets.txt", budgets.table(results["budgets"]) + "\n")
+        print(f"{budgets.table(results['budgets'])}\n")
     if reference:
         print(f"For comparison, {exp.reference}:\n{table(reference)}\n")
     stages = {cell.name: cell.stage for cell in done}
