@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llmhalluc.decoding.arrange import rearrange
+from llmhalluc.decoding.arrange import Places
 from llmhalluc.decoding.backend import Backend, backend_of
 from llmhalluc.decoding.prefix import Filling, plan
 from llmhalluc.decoding.sampling import logprobs_of, sample
@@ -36,14 +36,23 @@ class Engine:
     def __init__(self, backend: Backend, spec: Spec):
         self.backend, self.spec = backend, spec
         self.slots = backend.open(spec.options.compile)
-        self.running: list[Sequence] = []  # each in the slot of its number
-        self.held: list[Sequence] = []  # in the slots behind these: they keep what they have and wait
+        self.places = Places(self.slots)
         self.waiting: list[Sequence] = []  # not in the cache yet
         self._to_hold: set[Sequence] = set()  # of these, those that wait once they are
         self._sampler = spec.sampler or sample
         rewinds = spec.context == "rewind" and spec.erase_id is not None
         self._keeps_outputs = spec.operator is not None or rewinds
         self._numbers = count()
+
+    @property
+    def running(self) -> list[Sequence]:
+        """The sequences of the next step, each in the slot of its number."""
+        return self.places.running
+
+    @property
+    def held(self) -> list[Sequence]:
+        """The sequences that keep what they have and wait."""
+        return self.places.held
 
     def add(
         self, prompt_ids: list[int], key: str | None = None, limit: int | None = None, held: bool = False
@@ -76,13 +85,9 @@ class Engine:
         key would after the same prompt with the same text dictated. The twin of a held sequence is held. Raises
         ValueError for a sequence that has ended.
         """
-        if sequence not in self.held:
-            return self.branch(sequence, [key])[0]
-        twin = sequence.fork(self.spec, next(self._numbers), key)
-        target = len(self.running) + len(self.held)
-        self.slots.reserve(target + 1)
-        self.slots.copy([self._slot(sequence)], [target], len(sequence.tape.columns))
-        self.held.append(twin)
+        (twin,) = self.branch(sequence, [key])
+        if sequence in self.places.behind:
+            self.places.hold([twin])
         return twin
 
     @torch.inference_mode()
@@ -92,13 +97,13 @@ class Engine:
         if sequence in self.waiting:
             self.waiting += twins
             return twins
-        self._slot(sequence)  # it is there
-        self._make_room(len(twins))
+        self.places.slot(sequence)  # raises where it is not there
         first = len(self.running)
-        self.running += twins
-        slot = self._slot(sequence)
-        for target in range(first, first + len(twins)):
-            self.slots.copy([slot], [target], len(sequence.tape.columns))
+        self.slots.reserve(first + len(self.places.behind) + len(twins))
+        self.places.make_room(len(twins))
+        self.places.run(twins)
+        source, targets = self.places.slot(sequence), list(range(first, first + len(twins)))
+        self.slots.copy([source] * len(targets), targets, len(sequence.tape.columns))
         return twins
 
     @torch.inference_mode()
@@ -109,30 +114,16 @@ class Engine:
         """
         if self.spec.options.compile:
             raise UserError("gen.compile is true, but a search lets sequences wait: set it to false")
-        if any(sequence not in self.running for sequence in sequences):
+        if not set(sequences) <= set(self.running):
             raise ValueError("only running sequences can be held")
-        before, gone = self._placed(), set(sequences)
-        left = len(self.running) - len(gone)
-        movers = [sequence for sequence in self.running[left:] if sequence not in gone]
-        self.running, behind = self.running[:left], self.running[left:]
-        for slot, sequence in enumerate(self.running):
-            if sequence in gone:
-                self.running[slot] = movers.pop()
-                behind[behind.index(self.running[slot])] = sequence
-        self.held = [*behind, *self.held]
-        rearrange(self.slots, before, self._placed())
+        self.places.hold(sequences)
 
     @torch.inference_mode()
     def resume(self, sequences: list[Sequence]) -> None:
         """Let held sequences run on from the next step. Raises ValueError for one that is not held."""
-        if any(sequence not in self.held for sequence in sequences):
+        if not set(sequences) <= set(self.held):
             raise ValueError("only held sequences can resume")
-        before, going = self._placed(), set(sequences)
-        pushed = deque(sequence for sequence in self.held[: len(going)] if sequence not in going)
-        self.running = [*self.running, *sequences]
-        # Those whose places are taken move to where the others were.
-        self.held = [pushed.popleft() if one in going else one for one in self.held[len(going) :]]
-        rearrange(self.slots, before, self._placed())
+        self.places.resume(sequences)
 
     @torch.inference_mode()
     def drop(self, sequence: Sequence) -> None:
@@ -140,13 +131,9 @@ class Engine:
         if sequence in self.waiting:
             self.waiting.remove(sequence)
             self._to_hold.discard(sequence)
-        elif sequence in self.held:
-            before, last = self._placed(), self.held[-1]
-            self.held[self.held.index(sequence)] = last
-            self.held.pop()
-            rearrange(self.slots, before, self._placed())
         else:
-            self._release([self._slot(sequence)])
+            self.places.slot(sequence)
+            self.places.leave([sequence])
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -181,9 +168,9 @@ class Engine:
             todo, output = _back_at_kept_places(todo) if self._keeps_outputs else ([], output)
         ended = [i for i, sequence in enumerate(self.running) if sequence.finish_reason]
         if ended:
-            for i in ended:
-                events.append(Event(self.running[i], "end", self.running[i].trace(self.spec.tokenizer)))
-            self._release(ended)
+            over = [self.running[i] for i in ended]
+            events += [Event(sequence, "end", sequence.trace(self.spec.tokenizer)) for sequence in over]
+            self.places.leave(over)
         return events
 
     def score(self, scorer: "Scorer", sequences: list[Sequence] | None = None) -> Any:
@@ -220,15 +207,16 @@ class Engine:
     def _fill(self) -> None:
         """Put the waiting sequences into the cache: what stands there is copied, the rest is computed."""
         intervene = self.spec.intervene
-        there = self._placed()
+        there = [*self.running, *self.held]
         fillings = plan(self.waiting, there) if intervene is None else [Filling(s) for s in self.waiting]
-        self._make_room(len(fillings))
-        self.waiting = []
-        running = [*self.running, *(filling.sequence for filling in fillings)]
+        self.slots.reserve(len(self.running) + len(self.places.behind) + len(fillings))
+        self.places.make_room(len(fillings))
+        self.waiting, new = [], [filling.sequence for filling in fillings]
         for filling in fillings:
             filling.sequence.forward_passes += -(-len(filling.ids) // PREFILL_TOKENS)
             filling.sequence.fed += len(filling.ids) - filling.start
-        slots = {sequence: slot for slot, sequence in enumerate([*running, *self.held])}
+        self.places.run(new)
+        slots = {one: slot for slot, one in enumerate([*self.running, *self.places.behind]) if one is not None}
         if intervene is not None:
             for filling in fillings:  # one by one: what is changed in a text holds for no other
                 intervene([filling.sequence])
@@ -240,43 +228,9 @@ class Engine:
             if start:
                 self.slots.copy([slots[filling.source] for filling in together], targets, start)
             self.slots.fill(targets[0], start, [list(filling.ids[start:]) for filling in together])
-        self.running = running
         if self._to_hold:
-            self.hold([sequence for sequence in running if sequence in self._to_hold])
+            self.hold([sequence for sequence in new if sequence in self._to_hold])
             self._to_hold.clear()
-
-    def _release(self, gone: list[int]) -> None:
-        """Free slots; the last sequences move into the gaps."""
-        before = self._placed()
-        left = len(self.running) - len(gone)
-        gaps = [slot for slot in gone if slot < left]
-        moving = sorted(set(range(left, len(self.running))) - set(gone))
-        for gap, slot in zip(gaps, moving, strict=True):
-            self.running[gap] = self.running[slot]
-        self.running = self.running[:left]
-        n = min(len(gone), len(self.held))
-        self.held = [*self.held[len(self.held) - n :], *self.held[: len(self.held) - n]]
-        rearrange(self.slots, before, self._placed())
-
-    def _make_room(self, count: int) -> None:
-        """Free the slots behind those that run: what is held there moves to the end."""
-        before = self._placed()
-        self.slots.reserve(len(before) + count)
-        if self.held:
-            first, rest = self.held[:count], self.held[count:]
-            self.held = [*rest, *first]
-            free: list[Sequence | None] = [None] * count
-            rearrange(self.slots, before, [*self.running, *free, *self.held])
-
-    def _placed(self) -> list[Sequence]:
-        """The sequences in the cache, in the order of their slots."""
-        return [*self.running, *self.held]
-
-    def _slot(self, sequence: Sequence) -> int:
-        placed = self._placed()
-        if sequence not in placed:
-            raise ValueError(f"sequence {sequence.key} is not in the engine, or has ended")
-        return placed.index(sequence)
 
 
 def decode(

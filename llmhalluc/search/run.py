@@ -15,6 +15,7 @@ from llmhalluc.search.guides import Guide, Judged, Likelihood, check_guide
 from llmhalluc.search.methods import METHODS
 from llmhalluc.search.options import STEPWISE, SearchOptions, search_options
 from llmhalluc.search.tree import Branch, Problem, Tree
+from llmhalluc.tasks.steps import pieces_of
 
 
 @dataclass(eq=False)
@@ -73,6 +74,7 @@ class Loop:
         self.engine, self.options, self.guide, self.flops = engine, options, guide, flops
         self.gen, self.tokenizer = engine.spec.options, engine.spec.tokenizer
         self.trees: list[Running] = []
+        self.piece = pieces_of(self.tokenizer)
         self.by_step = guide.by_step or self.gen.search in STEPWISE
 
     def begin(self, number: int, problem: Problem) -> int:
@@ -94,7 +96,7 @@ class Loop:
         stopped, passing = [], []
         for tree, branch in running:
             tree.account(branch, self.flops, seconds / len(running))
-            boundary = tree.at_boundary(branch, self._piece) if self.by_step or not branch.whole else False
+            boundary = tree.at_boundary(branch, self.piece) if self.by_step or not branch.whole else False
             if branch.sequence in ended or (boundary and not branch.whole):
                 stopped.append((tree, branch))
             elif boundary:
@@ -170,8 +172,3 @@ class Loop:
                 best = max(own, key=lambda branch: branch.score)
         assert best.trace is not None
         return best.trace
-
-    def _piece(self, token: int) -> str:
-        """The text of a token in the middle of others."""
-        before = self.tokenizer("x", add_special_tokens=False).input_ids
-        return self.tokenizer.decode([*before, token]).removeprefix(self.tokenizer.decode(before))

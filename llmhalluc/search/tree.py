@@ -64,7 +64,6 @@ class Tree:
         self.count = 0
         # It waits behind the prompt, which no text has to compute again.
         self.root = engine.add(problem.prompt_ids, problem.key, held=True)
-        self._piece: dict[int, str] = {}
 
     @property
     def spent(self) -> bool:
@@ -110,7 +109,7 @@ class Tree:
         new, rows = sequence.fed - fed, len(sequence.tape.columns)
         self.cost = self.cost.plus(len(sequence.completion_ids) - emitted, new, flops(new, rows), seconds)
 
-    def at_boundary(self, branch: Branch, decode: Callable[[int], str]) -> bool:
+    def at_boundary(self, branch: Branch, piece: Callable[[int], str]) -> bool:
         """Return whether a text has just ended a step, and note that."""
         standing, marks = branch.sequence.surviving, branch.marks
         while marks[-1] > len(standing):
@@ -121,8 +120,7 @@ class Tree:
         if self.options.step_tokens is not None:
             ends = len(new) >= self.options.step_tokens
         else:
-            pieces = [self._piece.setdefault(token, decode(token)) for token in new]
-            ends = self.problem.task is not None and ends_step(self.problem.task, pieces)
+            ends = self.problem.task is not None and ends_step(self.problem.task, [piece(token) for token in new])
         if ends:
             marks.append(len(standing))
         return ends

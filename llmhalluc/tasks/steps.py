@@ -1,10 +1,12 @@
 """Where the steps of a solution end, in tokens."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from llmhalluc.tasks.base import Task
 
 NEXT = " x"  # what may follow a step
@@ -33,3 +35,16 @@ def ends_at(pieces: Sequence[str], boundary: re.Pattern[str]) -> list[int]:
 def ends_step(task: "Task", pieces: Sequence[str]) -> bool:
     """Return whether the tokens of a step, by their texts, end it, whatever follows."""
     return len(pieces) in task.step_ends([*pieces, NEXT])[:-1]
+
+
+def pieces_of(tokenizer: "PreTrainedTokenizerBase") -> Callable[[int], str]:
+    """Return a function from a token to its text in the middle of others."""
+    before = tokenizer("x", add_special_tokens=False).input_ids
+    lead, known = tokenizer.decode(before), dict[int, str]()
+
+    def piece(token: int) -> str:
+        if token not in known:
+            known[token] = tokenizer.decode([*before, token]).removeprefix(lead)
+        return known[token]
+
+    return piece

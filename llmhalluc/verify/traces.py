@@ -17,6 +17,7 @@ from llmhalluc.models.loader import Loaded
 from llmhalluc.selfgen.sample import Rollouts, Sampler
 from llmhalluc.tasks import TASKS
 from llmhalluc.tasks.base import CutOff
+from llmhalluc.tasks.steps import pieces_of
 from llmhalluc.verify.labels import Judged, label
 from llmhalluc.verify.options import JudgeOptions
 from llmhalluc.verify.places import places
@@ -93,16 +94,3 @@ def split(traces: Sequence[Labelled], share: float, seed: int) -> list[list[Labe
     count = max(1, round(share * len(names)))
     parts = {name: min(at // count, 2) for at, name in enumerate(names)}
     return [[trace for trace in traces if parts[trace.judged.problem.key] == part] for part in (2, 0, 1)]
-
-
-def pieces_of(tokenizer):
-    """Return a function from a token to its text in the middle of others."""
-    before = tokenizer("x", add_special_tokens=False).input_ids
-    lead, known = tokenizer.decode(before), dict[int, str]()
-
-    def piece(token: int) -> str:
-        if token not in known:
-            known[token] = tokenizer.decode([*before, token]).removeprefix(lead)
-        return known[token]
-
-    return piece

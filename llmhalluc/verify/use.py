@@ -15,10 +15,9 @@ from llmhalluc.models.loader import Loaded
 from llmhalluc.search.budget import flops_of
 from llmhalluc.search.guides import Check, Guide, Judged, Likelihood
 from llmhalluc.tasks import TASKS
-from llmhalluc.tasks.steps import ends_step
+from llmhalluc.tasks.steps import ends_step, pieces_of
 from llmhalluc.verify import head as heads
 from llmhalluc.verify.prm import load_prm, read
-from llmhalluc.verify.traces import pieces_of
 
 Hidden = dict[str, torch.Tensor]
 

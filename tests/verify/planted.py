@@ -6,9 +6,10 @@ from llmhalluc.decoding.sequence import Spec
 from llmhalluc.hparams.sections import GenArguments
 from llmhalluc.models.loader import Loaded
 from llmhalluc.tasks import TASKS
+from llmhalluc.tasks.steps import pieces_of
 from llmhalluc.verify.labels import Judged
 from llmhalluc.verify.places import places
-from llmhalluc.verify.traces import Labelled, pieces_of
+from llmhalluc.verify.traces import Labelled
 from tests.tiny import tiny_model
 
 COUNTDOWN = TASKS["countdown"]

@@ -5,9 +5,9 @@ import pytest
 from llmhalluc.data.problems import Problem
 from llmhalluc.extras.errors import UserError
 from llmhalluc.tasks import TASKS
+from llmhalluc.tasks.steps import pieces_of
 from llmhalluc.verify.labels import Judged, area, label
 from llmhalluc.verify.places import Place, places, texts_of
-from llmhalluc.verify.traces import pieces_of
 from tests.verify.planted import COUNTDOWN, EOS, RECORD, TOKENIZER, ids_of
 
 BT = len(TOKENIZER)
