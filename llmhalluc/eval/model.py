@@ -79,6 +79,7 @@ class BacktrackLM(HFLM):
         self.templated, self.quiet = False, False
         self.journal: Journal | None = None
         self._fingerprint: str | None = None
+        self._hashes: dict[tuple[str, str], str] = {}
         self.begin(Variant(GenArguments(**given), frozenset(given)))
 
     def begin(self, variant: Variant) -> None:
@@ -178,6 +179,19 @@ class BacktrackLM(HFLM):
             ids = ids[-room:]
         return ids
 
+    def _judges(self, options: GenArguments) -> list[str]:
+        """Hashes of the judges that the options name: another judge decides otherwise."""
+        asked = [(options.operator, options.operator_args), (options.search_args.get("guide"), options.search_args)]
+        named = [(name, arguments.get("judge") or self.source or "") for name, arguments in asked if name in JUDGES]
+        if not named:
+            return []
+        from llmhalluc.verify.use import judge_hash
+
+        for one in named:
+            if one not in self._hashes:
+                self._hashes[one] = judge_hash(*one)
+        return [self._hashes[one] for one in named]
+
     def _operator(self, options: GenArguments) -> Any:
         """The operator of the options; a trained one lies beside the model, or where `judge` says."""
         if options.operator not in JUDGES:
@@ -199,6 +213,7 @@ class BacktrackLM(HFLM):
     def _journal_key(self, stream_key: str, options: GenArguments) -> str:
         self._fingerprint = self._fingerprint or fingerprint(self.model)
         parts = [self._fingerprint, options.context or self.context, self.backtrack_id, stream_key, asdict(options)]
+        parts += self._judges(options)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -1,5 +1,6 @@
 """Judges at work: the guide of a search, and the operator that erases a step."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -12,12 +13,13 @@ from llmhalluc.backtrack import IGNORE, layout
 from llmhalluc.decoding.sequence import Erase, Step
 from llmhalluc.decoding.sequence import Sequence as Decoding
 from llmhalluc.models.loader import Loaded
+from llmhalluc.models.weights import fingerprint
 from llmhalluc.search.budget import flops_of
 from llmhalluc.search.guides import Check, Guide, Judged, Likelihood
 from llmhalluc.tasks import TASKS
 from llmhalluc.tasks.steps import ends_step, pieces_of
 from llmhalluc.verify import head as heads
-from llmhalluc.verify.prm import load_prm, read
+from llmhalluc.verify.prm import FOLDER, load_prm, read
 
 Hidden = dict[str, torch.Tensor]
 
@@ -160,7 +162,20 @@ class JudgeOperator:
 
 def load_judge(name: str, folder: str | Path, model: Any) -> Judge:
     """Load a verifier head or a PRM. Raises UserError as `head.load` and `load_prm`."""
-    return VerifierJudge(heads.load(folder, model), model) if name == "verifier" else PRMJudge(load_prm(folder, model))
+    if name == "prm":
+        return PRMJudge(load_prm(folder, model))
+    return VerifierJudge(heads.load(folder, model, fingerprint(model)), model)
+
+
+def judge_hash(name: str, folder: str | Path) -> str:
+    """Return the hash of a judge's weights; empty where they are not there."""
+    root = Path(folder).expanduser()
+    files = [root / heads.FILE] if name == "verifier" else sorted((root / FOLDER).glob("*.safetensors"))
+    digest = hashlib.sha256()
+    for path in files:
+        if path.is_file():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def guide_of(name: str, folder: str | Path | None, loaded_model: Any, tokenizer: Any) -> Guide:
