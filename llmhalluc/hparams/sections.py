@@ -169,9 +169,7 @@ class GenArguments(Section):
     operator: str | None = option(None, "rule that erases, such as probability_threshold; none: BACKTRACK alone erases")
     operator_args: dict[str, Any] = option({}, "parameters of the operator that differ from its defaults")
     backtrack_every_n: int = option(1, "an operator is asked after every so many emitted tokens", bounds="[1, inf)")
-    search: str | None = option(
-        None, "greedy, majority, best_of_n, beam, dvts, tree or pool (docs/search.md); none: one text a prompt"
-    )
+    search: str | None = option(None, "greedy, majority, best_of_n, beam, dvts, tree, pool; none: one text a prompt")
     search_args: dict[str, Any] = option({}, "how it searches: width, expand, guide, ... (docs/search.md)")
     budget: float | None = option(None, "what a search may spend on a problem, in budget_unit", bounds="(0, inf)")
     budget_unit: Literal["emitted", "forward", "flops", "seconds"] = option(

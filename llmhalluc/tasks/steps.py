@@ -2,12 +2,11 @@
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from llmhalluc.tasks.base import Task
 
 NEXT = " x"  # what may follow a step
 WORD_END = re.compile(r"(?<=\S)(?=\s)")
@@ -32,7 +31,7 @@ def ends_at(pieces: Sequence[str], boundary: re.Pattern[str]) -> list[int]:
     return [*found, len(pieces)] if pieces else []
 
 
-def ends_step(task: "Task", pieces: Sequence[str]) -> bool:
+def ends_step(task: Any, pieces: Sequence[str]) -> bool:
     """Return whether the tokens of a step, by their texts, end it, whatever follows."""
     return len(pieces) in task.step_ends([*pieces, NEXT])[:-1]
 
