@@ -73,9 +73,12 @@ def test_law1_any_nesting(case):
     assert apply_backtracking(trace, BT) == clean
 
 
-@pytest.mark.parametrize("error, at", [([BT, 1], 1), ([1, BT, BT], 1), ([1], 5), ([1], -1)])
+@pytest.mark.parametrize("error, at", [([BT, 1], 1), ([1, BT, BT], 1), ([1, BT, BT, 1, 1], 0), ([1], 3), ([1], -1)])
 def test_inject_error_refuses_what_would_reach_outside(error, at):
-    with pytest.raises(ValueError):
+    said = "error_ids hold a BACKTRACK that erases a token before the error"
+    if at not in (0, 1):
+        said = f"at is {at}, the completion has positions 0 to 2"
+    with pytest.raises(ValueError, match=f"^{said}$"):
         inject_error([1, 2], at, error, BT)
 
 

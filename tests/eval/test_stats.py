@@ -2,6 +2,7 @@
 
 import math
 import runpy
+from statistics import fmean, variance
 
 import numpy as np
 import pytest
@@ -248,3 +249,133 @@ def test_a_clustered_difference_keeps_its_mean_and_never_shrinks_to_nothing():
     assert found.mean == 1.0 and found.low < 1.0 and found.p < 0.05
     none = clustered_difference([0.0] * 12, range(12))
     assert none.mean == 0.0 and none.low < 0.0 < none.high
+
+
+def slow_crossed(rows, added=(), prior=0.0):
+    """The interval of several seeds by loops, as docs/statistics.md writes it down."""
+    full, seeds = [[*row, *added] for row in rows], len(rows)
+    problems = len(full[0])
+    by_seed, by_problem = [fmean(row) for row in full], [fmean(column) for column in zip(*full, strict=True)]
+    center = fmean(by_seed)
+    left = [row[j] - by_seed[i] - by_problem[j] + center for i, row in enumerate(full) for j in range(problems)]
+    noise = sum(x * x for x in left) / (seeds - 1) / (problems - 1) / problems
+    of_problems, worth = variance(by_problem) / problems, 4 if prior else 0
+    of_a_seed = (worth * (prior * prior + noise) + (seeds - 1) * variance(by_seed)) / (worth + seeds - 1)
+    of_mean = of_problems + (of_a_seed - noise if of_a_seed > noise else 0) / seeds
+    freedom = of_mean**2 / (of_problems**2 / (problems - 1) + of_a_seed**2 / seeds**2 / (worth + seeds - 1))
+    freedom, error = max(freedom, 1), math.sqrt(of_mean)
+    half = scipy_stats.t.ppf(0.975, freedom) * error
+    p = 2 * scipy_stats.t.sf(abs(center) / error, freedom)
+    return fmean(x for row in rows for x in row), center - half, center + half, p
+
+
+def slow_prior(rows):
+    """Half of what one unit of the logit moves the share by, two right and two wrong answers added."""
+    share = (fmean(map(sum, rows)) + 2) / (len(rows[0]) + 4)
+    slope = share - share * share
+    return (slope - slope * slope) / 2
+
+
+def clipped(estimate, least, most):
+    average, low, high, p = estimate
+    return average, max(low, least), min(high, most), p
+
+
+SHAPES = [(2, 1), (2, 2), (2, 3), (2, 30), (3, 2), (3, 8), (5, 4), (10, 40)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("share", [0.1, 0.6])
+def test_several_seeds_of_scores_equal_a_slow_reference(shape, share):
+    rng = np.random.default_rng(3)
+    for spread in (0.0, 0.4):
+        easy = share + spread * (rng.random((1, shape[1])) - 0.5) + spread * (rng.random((shape[0], 1)) - 0.5)
+        arm, baseline = ((rng.random(shape) < easy).astype(float) for _ in range(2))
+        rows, other = arm.tolist(), baseline.tolist()
+        expected = slow_crossed(rows, (0, 0, 1, 1), slow_prior(rows))
+        assert mean(rows) == pytest.approx(clipped(expected, 0, 1), rel=1e-9)
+        both = [[(x + y) / 2 for x, y in zip(a, b, strict=True)] for a, b in zip(rows, other, strict=True)]
+        apart = [[x - y for x, y in zip(a, b, strict=True)] for a, b in zip(rows, other, strict=True)]
+        expected = slow_crossed(apart, (1, -1), math.sqrt(2) * slow_prior(both))
+        assert difference(rows, other) == pytest.approx(clipped(expected, -1, 1), rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES[1:])
+@pytest.mark.parametrize("of_a_seed", [0.0, 3.0])
+def test_several_seeds_of_other_values_equal_a_slow_reference(shape, of_a_seed):
+    rng = np.random.default_rng(4)
+    for _ in range(3):
+        arm = rng.normal(2, 1, shape) + of_a_seed * rng.normal(0, 1, (shape[0], 1))
+        baseline = rng.normal(1, 1, shape)
+        assert mean(arm) == pytest.approx(slow_crossed(arm.tolist()), rel=1e-9)
+        assert difference(arm, baseline) == pytest.approx(slow_crossed((arm - baseline).tolist()), rel=1e-9)
+        assert difference(arm, baseline > 1) == pytest.approx(slow_crossed((arm - (baseline > 1)).tolist()), rel=1e-9)
+
+
+def test_several_seeds_of_one_problem_or_of_one_value_have_the_ends_they_show():
+    assert mean([[1.5], [2.5], [5.0]]) == Estimate(3.0, 1.5, 5.0, 1.0)
+    assert mean([[2.5, 2.5], [2.5, 2.5]]) == Estimate(2.5, 2.5, 2.5, 0.0)
+    assert difference([[2.5, 3.5], [2.5, 3.5]], [[2.5, 3.5], [2.5, 3.5]]) == Estimate(0.0, 0.0, 0.0, 1.0)
+    assert difference([[2.5, 3.5]], [[2.0, 3.0]]) == Estimate(0.5, 0.5, 0.5, 0.0)
+    assert mean([[0, 0, 0, 0.5]])[:3] == pytest.approx((0.125, 0.125 - 3.182446 / 8, 0.125 + 3.182446 / 8), abs=1e-6)
+
+
+def test_ends_of_shares_and_of_their_differences_stay_in_bounds():
+    for n in range(1, 300):
+        assert wilson(0, n).low == 0 and wilson(n, n).high == 1
+        assert 0 < wilson(0.5, n).low < wilson(n - 0.5, n).high < 1
+    assert paired(4, 0, 4).high == 1 and paired(0, 4, 4).low == -1
+    assert wilson(1, 2).p == 1
+
+
+def test_holm_lets_fall_what_is_at_the_level():
+    assert holm([0.05]) == [True] and holm([0.025, 0.06]) == [True, False]
+    assert holm([0.2, 0.1], level=0.2) == [True, True]
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+@pytest.mark.parametrize("scales", [(1.0, 1.0), (1e-9, 1e9)])
+def test_few_clusters_of_any_scale_equal_a_slow_reference(n, scales):
+    rng = np.random.default_rng(n)
+    values = np.stack([rng.normal(1, 1, 2 * n), rng.normal(0.2, 3, 2 * n)], 1)
+    names = [i % n for i in range(2 * n)]
+    found = clustered(values * scales, names, draws=200, seed=1)
+    for estimate, column, scale in zip(found, values.T, scales, strict=True):
+        center, low, high, p = slow_clustered(column, names, 200, 1)
+        assert estimate == pytest.approx((center * scale, low * scale, high * scale, p), rel=1e-9, abs=0)
+
+
+def test_clustered_means_draw_4000_times_from_seed_0_and_refuse_other_shapes():
+    values, names = np.random.default_rng(2).normal(size=(6, 1)), list("aabcde")
+    assert clustered(values, names) == clustered(values, names, draws=4000, seed=0)
+    for other, clusters in (([1.0, 2.0], "ab"), (np.zeros((0, 1)), ""), ([[1.0]], "ab"), ([[[1.0]]], "a")):
+        with pytest.raises(ValueError, match=r"^values have shape .*, expected \(observations, quantities\), and a cl"):
+            clustered(other, list(clusters))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_draw_of_one_cluster_alone_gives_no_warning():
+    assert clustered([[1.0], [2.0], [4.0]], list("abc"))[0].low == -math.inf
+
+
+def test_a_single_cluster_is_worth_one_score():
+    for scores in ([1, 0], [1, 1], [0, 0]):
+        assert clustered_share(scores, ["a", "a"]) == wilson(sum(scores) / 2, 1)
+    # Off the mean 1/2: 3/2, -1/2, -1/2, -1/2; variance 3/36 · 4/3 over 1/24: 8/3, and no more than 6/4.
+    assert clustered_share([1, 1, 1, 0, 0, 0], list("aaabcd")) == pytest.approx(wilson(2, 4))
+
+
+def test_independent_values_without_a_spread_differ_or_do_not():
+    assert independent([1, 1], [1, 1]) == Estimate(0.0, 0.0, 0.0, 1.0)
+    with pytest.raises(ValueError, match="the sides have 2 and 1 values, expected two or more each"):
+        independent([1, 2], [1])
+    low, high = scipy_stats.ttest_ind([1, 2, 4], [3, 3.5], equal_var=False).confidence_interval()
+    assert independent([1, 2, 4], [3, 3.5])[1:3] == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize("baseline", [[[1]], [[1, 0], [0, 1]]])
+def test_matrices_of_two_shapes_are_named(baseline):
+    with pytest.raises(ValueError, match=r"^paired matrices have one shape, these have \(1, 2\) and \("):
+        difference([[1, 0]], baseline)
+    with pytest.raises(ValueError, match=r"^the matrix has shape \(0,\), expected \(seeds, problems\) with at least"):
+        difference(baseline, [])

@@ -216,9 +216,9 @@ def test_trap7_answers_are_compared_and_not_positions():
 
 def test_trap7_unknown_tasks_and_a_run_without_an_end_are_errors():
     function = BacktrackRewardFunction(RewardArguments(), Characters(), BT)
-    with pytest.raises(ValueError, match="task is 'chess'"):
+    with pytest.raises(ValueError, match=f"^task is 'chess', expected one of {', '.join(TASKS)}$"):
         function.sample([1], "chess", {"question": "q", "answer": "a"})
-    with pytest.raises(ValueError, match="max_steps is 0"):
+    with pytest.raises(ValueError, match="^the trainer's max_steps is 0: the curriculum needs an end$"):
         function([], [], [], trainer_state=SimpleNamespace(global_step=0, max_steps=0))
 
 
@@ -287,7 +287,7 @@ def test_a_piece_is_what_a_token_adds_after_another_one():
     class Spaced(Characters):
         def encode(self, text, add_special_tokens=True):
             asked.append((text, add_special_tokens))
-            return [0, *super().encode(text)] if add_special_tokens else super().encode("b" + text)
+            return [0, *super().encode(text)] if add_special_tokens else super().encode("bcd" + text)
 
         def decode(self, ids, skip_special_tokens=False):
             return " ".join(super(Spaced, self).decode([i]) for i in ids if i > 2)
@@ -333,6 +333,44 @@ def test_a_completion_of_the_longest_length_without_an_end_is_cut_off():
     assert cut.verdict.cut and not cut.verdict.right
     assert function.sample([*ids(HONEST)[1:-1], EOS], *MATH).verdict.right
     assert BacktrackRewardFunction(RewardArguments(), Characters(), BT).sample(ids(HONEST)[:-1], *MATH).verdict.right
+    for undone in ([BT, EOS], [BT, 7, BT, EOS], [BT, BT, EOS]):  # what was erased before the end is no sign of it
+        assert function.sample([*undone[:-1], *ids(HONEST)], *MATH).verdict.right
+        assert function.sample([*ids(HONEST)[:-1], 53, *undone], *MATH).verdict.cut is False
+    assert function.sample([*ids(HONEST)[:-1], 53, BT], *MATH).verdict.cut  # a BACKTRACK ends nothing
+
+
+def test_special_tokens_are_no_text():
+    class Shown(Characters):
+        def decode(self, ids, skip_special_tokens=False):
+            return "".join(chr(i) if i > 2 else "" if skip_special_tokens else "<s>" for i in ids)
+
+    class Closing(Shown):
+        def encode(self, text, add_special_tokens=True):
+            return [*super().encode(text), EOS]
+
+    for tokenizer in (Shown(), Closing()):
+        function = BacktrackRewardFunction(RewardArguments(), tokenizer, BT, max_tokens=4)
+        assert function.sample([*ids("#### 54"), 0], *MATH).text == "#### 54"
+        assert [function.piece(token) for token in (BT, EOS, ord("x"))] == ["", "", "x"]
+
+
+def test_an_answer_has_the_seconds_of_its_limit(monkeypatch):
+    task, limits = TASKS["math"], []
+    spy = lambda text, record, limit: limits.append(limit) or task.check(text, record, limit)  # noqa: E731
+    monkeypatch.setitem(TASKS, "math", SimpleNamespace(check=spy, is_wrong=task.is_wrong))
+    function = BacktrackRewardFunction(RewardArguments(verify_timeout=7.0), Characters(), BT)
+    for limit in ({}, {"limit": None}, {"limit": 0.5}, {"limit": 0.0}):
+        function.sample(ids(HONEST), *MATH, **limit)
+    assert limits == [7.0, 7.0, 0.5, 0.0]
+
+
+def test_components_have_a_scale_of_32_and_know_whether_the_answer_is_right():
+    assert process_quality(HONEST, *MATH, Erased(5, 5, 32)) == 0.5 == backtrack_efficiency("a", Erased(0, 0, 16))
+    assert process_quality(HONEST, *MATH, Erased(0, 0, 8), 8.0) == backtrack_efficiency("a", Erased(), 8, 8.0) == 0.5
+    other_way = "12+42 = 54\n#### 54"
+    assert [process_quality(other_way, *MATH, right=right) for right in (True, None, False)] == pytest.approx(
+        [1, 1, 0.6]
+    )
 
 
 def test_an_erasure_scale_without_sense_is_refused():

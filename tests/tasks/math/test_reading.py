@@ -6,7 +6,7 @@ The table is read line by line; `10:30!` is a literal that is compared as it sta
 import pytest
 
 from llmhalluc.tasks.math.answers import final_answer
-from llmhalluc.tasks.math.process import format_quality, judge_calculation
+from llmhalluc.tasks.math.process import format_quality, judge_calculation, process_quality
 from llmhalluc.tasks.math.reading import read_statement
 
 TABLE = """
@@ -426,6 +426,8 @@ def test_without_a_mark_the_last_sentence_with_a_number_is_read(text, found):
         ("7 / 2 = 3.5", True), ("7 / 2 = 4", False), ("1 / 3 = 0.3", None), ("600 * 7 = 4,2", None),
         ("600 * 7 = 43", False), ("6 - 48 = -4", None), ("6 - 48 = -42", True), ("6 - 48 = -5", False),
         ("50% * 84 = 4", None), ("no calculation", None), ("=", None), ("6 * 7 = 42 = 42", None),
+        ("50% * 84 = 43", None), ("He has 5", None), ("1=6*7=42", True), ("=6 * 7 = 42", True),
+        ("99999999999999999*9 = 8999", None), ("99999999999999999*9 = 9", False), ("1 = 1\n" * 5002 + "6*7 = 42", True),
     ],
 )  # fmt: skip
 def test_a_calculation_is_judged_where_more_digits_cannot_change_it(text, verdict):
@@ -442,3 +444,33 @@ def test_a_calculation_is_judged_where_more_digits_cannot_change_it(text, verdic
 )  # fmt: skip
 def test_one_answer_stated_once_at_the_end_is_the_form(text, quality):
     assert format_quality(text) == quality
+
+
+TRAYS = "12*4 = <<12*4=48>>48\n48+6 = <<48+6=54>>54\n#### 54"
+HALVES = "Half is <<12/2=6>>6.\nHers is <<6+3=9>>9.\n6+9 = <<6+9=15>>15\n15*2 = <<15*2=30>>30\n#### 30"  # 6, 9: said
+ONES = "1+1 = <<1+1=2>>2\n2*27 = <<2*27=54>>54\n#### 54"
+UNREAD = "Half of it.\n#### 7"
+OTHERS = " ".join(str(n) for n in range(101, 142))
+
+
+@pytest.mark.parametrize(
+    ("gold", "question", "text", "right", "share"),
+    [
+        (TRAYS, "5 pens", "5+4 = 9\n9*6 = 54\n#### 54", True, 1), (TRAYS, "5 pens", "9*6 = 54\n#### 54", True, 0.5),
+        (TRAYS, "5 pens", "5+4 = 9\n9*6 = 54\n#### 54", False, 0.5), (TRAYS, "54 of 5", "54*1 = 54\n#### 54", True, 0),
+        (TRAYS, "54 of 5", "54+0 = 54\n#### 54", True, 0), (TRAYS, "54", "54*1+0 = 54\n#### 54", True, 0),
+        (TRAYS, "54", "54*2-54 = 54\n#### 54", True, 1), (TRAYS, "q", "54*2-54 = 54\n#### 54", False, 0.5),
+        (ONES, "q", "1+1 = 2\n#### 3", False, 0.5), (ONES, "q", "1+2 = 2\n#### 3", False, 0),
+        (HALVES, "q", "6 and 9\n#### 1", False, 0.5), (HALVES, "q", "6+9 = 15\n#### 1", False, 0.75),
+        (HALVES, "q", "6 and 9 " + OTHERS + "\n#### 1", False, 2 / 5), (HALVES, "q", "10+20 = 30\n#### 1", False, 0.25),
+        (HALVES, "q", "\n".join(f"1+{n} = {1 + n}" for n in range(100, 112)) + "\n6+9 = 15\n#### 1", False, 0.5),
+        (HALVES, "15 pens", "15*2 = 30\n#### 30", True, 0.5), (HALVES, "15", "6\n15*2 = 30\n#### 30", True, 0.75),
+        ("Half is <<12/2=6>>6.\n#### 7", "5", "5+2 = 7\n#### 7", True, 0), (UNREAD, "q", "#### 7", True, 1),
+        (UNREAD, "q", "#### 8", False, 0), (UNREAD, "q", "1+1 = 3\n#### 7", True, 0.5),
+        (UNREAD, "q", "1+1 = 3\n1+1 = 3\n2+2 = 5\n#### 7", True, 1 / 3),
+    ],
+)  # fmt: skip
+def test_steps_are_counted_by_what_they_come_to(gold, question, text, right, share):
+    assert process_quality(text, question, gold, right) == pytest.approx(0.2 + 0.8 * share)
+    without = process_quality(text.rpartition("####")[0], question, gold, right)
+    assert without == pytest.approx(0.2 * share) or OTHERS in text
