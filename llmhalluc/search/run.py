@@ -161,7 +161,7 @@ class Loop:
         pick = self.options.pick or ("vote" if self.gen.search == "majority" else "score")
         best = max(whole, key=lambda branch: branch.score)
         if pick != "score":
-            ballots = [tree.problem.task.ballot(leaf.trace.text, tree.problem.record) for leaf in whole]
+            ballots = [tree.ballot(leaf) for leaf in whole]
             votes: dict[Any, float] = defaultdict(float)
             for ballot, leaf in zip(ballots, whole, strict=True):
                 votes[ballot] += 1 if pick == "vote" else max(leaf.score, 0.0)

@@ -90,6 +90,12 @@ class Tree:
         self.running += made
         return made
 
+    def ballot(self, leaf: Branch) -> Any:
+        """Return what a whole text votes for, None for nothing; without a task, its words."""
+        text = leaf.trace.text if leaf.trace is not None else ""
+        task = self.problem.task
+        return (text.strip() or None) if task is None else task.ballot(text, self.problem.record)
+
     def close(self) -> None:
         """Leave the engine."""
         self.drop(list(self.live))
