@@ -200,7 +200,9 @@ class SelfgenArguments(Section):
     clean_share: float = option(
         0.5, "share of the traces that are right samples as they are, if there are so many", bounds="[0, 1)"
     )
-    output_dir: str = option("outputs/selfgen", "folder for samples.jsonl, traces.jsonl and selfgen.json")
+    output_dir: str = option(
+        "outputs/selfgen", "folder for samples.jsonl, rejections.jsonl, traces.jsonl, selfgen.json"
+    )
     overwrite: bool = option(False, "delete what output_dir holds first")
 
 
