@@ -15,7 +15,7 @@ def main() -> None:
 
     about = generate(config)
     print(", ".join(f"{name.replace('_', ' ')} {count}" for name, count in about["counts"].items()))
-    print(f"{config.selfgen.output_dir} holds traces.jsonl, selfgen.json, and samples.jsonl")
+    print(f"{config.selfgen.output_dir} holds traces.jsonl, selfgen.json, samples.jsonl and rejections.jsonl")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The chat program: arguments, commands, piped answers, and erased text that is seen on a terminal."""
 
 import io
+import json
 import logging
 import os
 import pty
@@ -57,6 +58,7 @@ def same_logging():
         (["x", "--dtype", "float7"], "model.dtype is 'float7'"),
         (["x", "--set", "stop_sequences=[a"], "cannot be read as YAML"),
         (["x", "--llamacpp"], "--llamacpp takes a GGUF file"),
+        (["x", "--rejections", "./nowhere/file.jsonl"], "--rejections is nowhere/file.jsonl, which cannot be written"),
         (["./nowhere"], "a folder that does not exist"),
         (["./nowhere.gguf"], "a GGUF file that does not exist"),
         (["x", "--operator", "repetition", "--set", "maximum=many"], "maximum of operator repetition is 'many'"),
@@ -161,6 +163,14 @@ def test_lines_after_quit_are_not_answered(capsys):
     session = Session(FakePipeline([("add", "ho")]), Settings())
     session.answer(["hi", "/set seed=1", "/quit", "more"])
     assert capsys.readouterr().out == "ho\noperator none, seed=1\n"
+
+
+def test_what_answers_took_back_is_appended_to_a_file(tmp_path):
+    path = tmp_path / "rejections.jsonl"
+    for _ in range(2):
+        Session(FakePipeline([("add", "ho")]), Settings(), path).answer(["hi"])
+    record = {"prompt_ids": [1, 5], "rejected": 6, "chosen": [8], "source": "repetition"}
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [record, record]
 
 
 def test_erased_text_turns_red_is_struck_and_vanishes(monkeypatch):

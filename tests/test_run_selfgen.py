@@ -41,7 +41,7 @@ def test_a_yaml_of_all_sections_runs_and_runs_again(tmp_path, monkeypatch, capsy
         assert exit_code(run_selfgen.main) == 0
         shown = capsys.readouterr().out.splitlines()
         assert shown[0].startswith("samples 24, ")
-        assert shown[1] == f"{tmp_path / 'out'} holds traces.jsonl, selfgen.json, and samples.jsonl"
+        assert shown[1] == f"{tmp_path / 'out'} holds traces.jsonl, selfgen.json, samples.jsonl and rejections.jsonl"
     assert json.loads((tmp_path / "out" / "selfgen.json").read_text())["counts"]["samples"] == 24
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import logging
 import shlex
 import sys
@@ -9,6 +10,7 @@ import termios
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -29,7 +31,7 @@ COMMANDS = {
     "/quit": "leave (so does Ctrl-D); Ctrl-C stops an answer",
 }
 USAGE = """%(prog)s MODEL [--operator NAME] [--set name=value ...] [--device DEVICE] [--dtype DTYPE]
-                        [--llamacpp] [--context CONTEXT] [--system TEXT] [--raw] [-v]"""
+                        [--llamacpp] [--context CONTEXT] [--system TEXT] [--raw] [--rejections FILE] [-v]"""
 GHOST_SECONDS = 0.7  # how long erased text stays to be seen
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--context", choices=CONTEXTS, help="what the model sees of erased text (default: as trained)")
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument("--raw", action="store_true", help="no chat template: the line you type is the prompt")
+    parser.add_argument("--rejections", metavar="FILE", help="append what answers took back, as data for stage ftpo")
     parser.add_argument("-v", "--verbose", action="store_true", help="report on loading and on every erasure")
     return parser.parse_args(argv)
 
@@ -69,6 +72,12 @@ def chat(argv: list[str]) -> None:
     build({"model": section}, ("model",))
     if args.llamacpp and (given["device"] or given["dtype"] or "gguf_file" not in section):
         raise UserError("--llamacpp takes a GGUF file as it is: give its path, and neither --device nor --dtype")
+    rejections = args.rejections and Path(args.rejections).expanduser()
+    if rejections:
+        try:
+            rejections.open("a").close()
+        except OSError as error:
+            raise UserError(f"--rejections is {rejections}, which cannot be written: {error.strerror}") from error
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     logging.getLogger("llmhalluc").setLevel(logging.INFO if args.verbose else logging.ERROR)
     logging.getLogger("huggingface_hub").propagate = False  # it prints by itself, and every line would come twice
@@ -98,7 +107,7 @@ def chat(argv: list[str]) -> None:
         generator.backend.device, generator.backend.dtype, generator.context, time.monotonic() - begun,
     )  # fmt: skip
     sys.stdin.reconfigure(errors="replace")
-    session = Session(ChatPipeline(generator, args.system, args.raw), settings)
+    session = Session(ChatPipeline(generator, args.system, args.raw), settings, rejections)
     if sys.stdin.isatty() and sys.stdout.isatty():
         session.talk(Console(highlight=False, markup=False, emoji=False))
     else:
@@ -107,10 +116,11 @@ def chat(argv: list[str]) -> None:
 
 @dataclass
 class Session:
-    """A conversation with its settings and its counts."""
+    """A conversation with its settings and its counts; what its answers take back goes to the file `rejections`."""
 
     pipeline: Any
     settings: Settings
+    rejections: Path | None = None
     history: list[dict[str, str]] = field(default_factory=list)
     totals: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("turns", "emitted", "kept", "erased", "erasures", "cut", "seconds"), 0)
@@ -196,7 +206,18 @@ class Session:
             erasures=len(trace.events), cut=int(trace.finish_reason == "length"), seconds=self.seconds,
         )  # fmt: skip
         self.totals = {name: self.totals[name] + value for name, value in self.last.items()}
+        if self.rejections:
+            self._keep_rejections(self.rejections, trace)
         return answer
+
+    def _keep_rejections(self, path: Path, trace: Any) -> None:
+        """Append what an answer took back, a record a line."""
+        from llmhalluc.data.rejections import rejections_of  # torch is loaded with the model
+
+        generator = self.pipeline.generator
+        context = self.settings.generation.get("context") or generator.context
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(one) + "\n" for one in rejections_of(trace, generator.backtrack_id, context))
 
     def show(self, console: Console, question: str) -> None:
         """One turn, live; Ctrl-C ends it and leaves the conversation as it was."""

@@ -30,6 +30,7 @@ GENERIC = {
     "dpo": ("dpo", "DPOConverter"),
     "backtrack_dpo": ("pairs", "BacktrackDPOConverter"),
     "selfgen": ("selfgen", "SelfgenConverter"),
+    "rejections": ("rejections", "RejectionConverter"),
 }
 READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 _BATCH = 1000  # records that are encoded at a time

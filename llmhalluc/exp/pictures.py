@@ -15,6 +15,7 @@ from llmhalluc.report.pictures import INK, PALETTE, STYLE, inline_svg, label_log
 CURVES = {
     "sft": ("loss", "training loss", "log"),
     "dpo": ("loss", "DPO loss", "linear"),
+    "ftpo": ("loss", "FTPO loss", "linear"),
     "grpo": ("reward", "mean reward of a rollout", "linear"),
 }
 MARKERS, LINES = "osD^vPX*", ("-", "--", ":", "-.")

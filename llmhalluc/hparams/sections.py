@@ -8,7 +8,7 @@ from llmhalluc.backtrack import CONTEXTS
 from llmhalluc.extras.option import Section, option
 
 # Converters that know no task; of these, the ones that train on the errors that run_selfgen found.
-GENERIC_CONVERTERS = ("sft", "backtrack", "dpo", "backtrack_dpo", "selfgen")
+GENERIC_CONVERTERS = ("sft", "backtrack", "dpo", "backtrack_dpo", "selfgen", "rejections")
 OWN_ERRORS = ("selfgen", "backtrack_dpo")
 CONVERTERS = (*GENERIC_CONVERTERS, *tasks.CONVERTERS)
 
@@ -103,7 +103,7 @@ class TrainArguments(Section):
     """Our keys in `train`; `trl` collects the rest as given and is handed to the stage's TRL config class."""
 
     section: ClassVar[str] = "train"
-    stage: Literal["sft", "dpo", "grpo", "verifier", "prm"] = option("sft", "which executor trains")
+    stage: Literal["sft", "dpo", "ftpo", "grpo", "verifier", "prm"] = option("sft", "which executor trains")
     judge: dict[str, Any] = option({}, "verifier, prm: labels, samples, layers, ... (docs/search.md)")
     resume: bool = option(False, "resume from the newest checkpoint in output_dir, if there is one")
     overwrite: bool = option(False, "delete what output_dir holds first")
@@ -119,6 +119,17 @@ class TrainArguments(Section):
         0.0,
         "dpo with backtrack_dpo: share of pairs in which the text is right so far and erasing it is rejected",
         bounds="[0, 1)",
+    )
+    ftpo_margin: float = option(
+        2.0, "ftpo: logits by which a chosen token shall lead the rejected one", bounds="(0, inf)"
+    )
+    ftpo_tau: float = option(1.0, "ftpo: logits by which the pull towards the margin softens", bounds="(0, inf)")
+    ftpo_lambda_target: float = option(
+        0.05, "ftpo: weight of the tether of chosen and rejected logits to those at the start", bounds="[0, inf)"
+    )
+    ftpo_lambda_nontarget: float = option(0.4, "ftpo: weight of the tether of all other logits", bounds="[0, inf)")
+    ftpo_eps_target: float = option(
+        1.0, "ftpo: logits that chosen and rejected tokens may move before their tether pulls", bounds="[0, inf)"
     )
     merge: bool = option(True, "after LoRA or QLoRA, save the merged model beside the adapter")
     trl: dict[str, Any] = option({}, "(filled by the parser)")
@@ -196,7 +207,9 @@ class SelfgenArguments(Section):
     clean_share: float = option(
         0.5, "share of the traces that are right samples as they are, if there are so many", bounds="[0, 1)"
     )
-    output_dir: str = option("outputs/selfgen", "folder for samples.jsonl, traces.jsonl and selfgen.json")
+    output_dir: str = option(
+        "outputs/selfgen", "folder for samples.jsonl, rejections.jsonl, traces.jsonl, selfgen.json"
+    )
     overwrite: bool = option(False, "delete what output_dir holds first")
 
 

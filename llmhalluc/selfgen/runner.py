@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from llmhalluc.selfgen.build import Record
 
 SAMPLES, ROLLOUTS, TRACES = "samples.jsonl", "rollouts.jsonl", "traces.jsonl"
+REJECTIONS = "rejections.jsonl"  # what the samples took back, for train.stage ftpo
 logger = logging.getLogger(__name__)
 
 
 def generate(config: "Config") -> dict[str, Any]:
-    """Write samples.jsonl, traces.jsonl and, last, selfgen.json to `selfgen.output_dir`; return what the last holds.
+    """Write samples.jsonl, rejections.jsonl, traces.jsonl and, last, selfgen.json; return what the last holds.
 
     An interrupted run resumes where it stopped, a finished one is left as it is; a run of another configuration, of
     other weights or of other problems is refused. Raises UserError for bad input.
@@ -90,7 +91,7 @@ def _records(
     settings, tokenizer = config.selfgen, loaded.tokenizer
     delimiter = "" if config.data.apply_chat_template else " "
     with (
-        Sampler(loaded, options, settings.batch_size, folder / SAMPLES) as sampler,
+        Sampler(loaded, options, settings.batch_size, folder / SAMPLES, folder / REJECTIONS) as sampler,
         Sampler(loaded, options, settings.batch_size, folder / ROLLOUTS) as rolling,
     ):
         rollouts = Rollouts(rolling, settings.rollouts)

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from llmhalluc.data.problems import Problem
+from llmhalluc.data.rejections import rejections_of
 from llmhalluc.decoding.engine import decode
 from llmhalluc.decoding.operators import make_operator
 from llmhalluc.decoding.sequence import Spec, Trace
@@ -32,15 +33,18 @@ class Sampler:
     """Answers requests from the file at `path`, decodes the others and appends them; a context manager.
 
     Every request has a key of its own, which names its stream of draws: a completion does not depend on the batch. A
-    line that a kill has torn is cut off and decoded again.
+    line that a kill has torn is cut off and decoded again. What completions took back goes to the file at `rejections`.
     """
 
-    def __init__(self, loaded: Loaded, options: GenArguments, batch_size: int, path: Path):
+    def __init__(
+        self, loaded: Loaded, options: GenArguments, batch_size: int, path: Path, rejections: Path | None = None
+    ):
         self.loaded, self.options, self.batch_size, self.path = loaded, options, batch_size, path
         self.operator = make_operator(options.operator, **options.operator_args) if options.operator else None
         self.eos_ids = eos_ids(loaded.model, loaded.tokenizer)
         records, self._file = resume_lines(path)
         self.found = {record.pop("key"): Completion(**record) for record in records}
+        self._rejections = None if rejections is None else resume_lines(rejections)[1]
 
     def complete(self, requests: dict[str, tuple[list[int], list[int]]]) -> dict[str, Completion]:
         """Key -> completion of `(prompt ids, ids that are written already)`; the latter count for max_new_tokens.
@@ -56,6 +60,7 @@ class Sampler:
         def finished(at: int, trace: Trace) -> None:
             completion = Completion(self._kept(trace), trace.finish_reason in ("eos", "stop"))
             self.found[open_[at]] = completion
+            self._keep_rejections(trace)
             self._file.write(json.dumps({"key": open_[at]} | completion._asdict()) + "\n")
             self._file.flush()
             bar.update()
@@ -69,6 +74,14 @@ class Sampler:
             )  # fmt: skip
         bar.close()
         return {key: self.found[key] for key in requests}
+
+    def _keep_rejections(self, trace: Trace) -> None:
+        """Write what a trace took back, before the completion: a killed run may write it twice, but loses none."""
+        if self._rejections is not None:
+            context = self.options.context or self.loaded.context
+            for record in rejections_of(trace, self.loaded.backtrack_id, context):
+                self._rejections.write(json.dumps(record) + "\n")
+            self._rejections.flush()
 
     def _kept(self, trace: Trace) -> list[int]:
         """A trace's surviving ids up to its end; the token in which a stop string begins goes too."""
@@ -94,6 +107,8 @@ class Sampler:
 
     def __exit__(self, *exception):
         self._file.close()
+        if self._rejections is not None:
+            self._rejections.close()
 
 
 class Rollouts:

@@ -6,6 +6,7 @@ from typing import Any
 EXECUTORS = {
     "sft": "llmhalluc.train.sft:SFTExecutor",
     "dpo": "llmhalluc.train.dpo:DPOExecutor",
+    "ftpo": "llmhalluc.train.ftpo:FTPOExecutor",
     "grpo": "llmhalluc.train.grpo:GRPOExecutor",
     "verifier": "llmhalluc.train.judges:VerifierExecutor",
     "prm": "llmhalluc.train.judges:PRMExecutor",

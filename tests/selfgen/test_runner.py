@@ -47,6 +47,10 @@ def test_a_run_writes_samples_traces_and_what_they_are(model, finished):
     assert [int(trace["problem"].partition("-")[2]) for trace in traces] == sorted(
         int(trace["problem"].partition("-")[2]) for trace in traces
     )
+    rejected = lines(folder, "rejections.jsonl")
+    assert rejected and all(len(one["chosen"]) == 1 and one["source"] == "BACKTRACK" for one in rejected)
+    prompts = [one.prompt_ids for one in by_key.values()]
+    assert all(any(one["prompt_ids"][: len(ids)] == ids for ids in prompts) for one in rejected)
     assert about["problems"]["split"] == "train" and about["problems"]["count"] == 12
     assert about["backtrack_id"] == 69 and about["model"] == str(model)
 
@@ -88,6 +92,8 @@ def test_a_killed_run_goes_on_to_the_same_file(model, tmp_path, monkeypatch, loc
     for name in ("samples.jsonl", "rollouts.jsonl"):
         ours, theirs = (sorted((tmp_path / run / name).read_bytes().splitlines()) for run in ("killed", "whole"))
         assert ours == theirs, "each completion is decoded once, and comes out the same"
+    taken_back = [{*(tmp_path / run / "rejections.jsonl").read_bytes().splitlines()} for run in ("killed", "whole")]
+    assert taken_back[0] == taken_back[1]
 
 
 def test_the_value_of_prefixes_finds_the_move_that_departure_finds(model, finished, tmp_path):
