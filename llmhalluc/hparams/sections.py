@@ -96,6 +96,7 @@ class BacktrackArguments(Section):
     nesting: float = option(0.0, "probability that an error run holds an erased run of its own", bounds="[0, 1)")
     curriculum: Literal["none", "linear"] = option("none", "linear: the longest run grows from min_run to max_run")
     curriculum_end: float = option(0.5, "share of training after which the longest run is max_run", bounds="(0, 1]")
+    keep_if_helps: bool = option(False, "sft: drop errors that raise the start model's loss on what follows")
 
 
 @dataclass
@@ -113,12 +114,16 @@ class TrainArguments(Section):
         "sequence", "dpo: all tokens of a pair count alike, or those of the decision to erase more (train/dpo.py)"
     )
     rollout_batch_size: int | None = option(None, "grpo: rollouts at a time; none: all of a process", bounds="[1, inf)")
-    loss_decay: float = option(0.9, "dpo, loss token: weight of a token relative to the one before it", bounds="(0, 1]")
+    loss_decay: float = option(0.9, "dpo loss token, sft loss_weights position: decay a token", bounds="(0, 1]")
     keep_share: float = option(
         0.0,
         "dpo with backtrack_dpo: share of pairs in which the text is right so far and erasing it is rejected",
         bounds="[0, 1)",
     )
+    loss_weights: Literal["none", "position", "confidence"] = option("none", "sft: weights of corrections")
+    correction_weight: float = option(2.0, "sft, position: weight of a correction's first token", bounds="[0, inf)")
+    warmup_embeddings: int = option(0, "sft: first steps, in which the BACKTRACK rows alone train", bounds="[0, inf)")
+    targets: Literal["one", "set"] = option("one", "sft, set: any right first token of a task's move is right")
     merge: bool = option(True, "after LoRA or QLoRA, save the merged model beside the adapter")
     trl: dict[str, Any] = option({}, "(filled by the parser)")
 
@@ -251,6 +256,12 @@ class Config:
     exp: ExpArguments = field(default_factory=ExpArguments)
     seed: int | None = None
     gen_given: frozenset[str] = frozenset()
+
+    def techniques(self) -> bool:
+        """Return whether a key of docs/sft.md is set, for which a run then imports what it takes."""
+        t = self.train
+        keys = (t.loss_weights, t.correction_weight, t.warmup_embeddings, t.targets, self.backtrack.keep_if_helps)
+        return keys != ("none", 2.0, 0, "one", False)
 
 
 SECTIONS: dict[str, Any] = {part.name: part.type for part in fields(Config) if part.name not in ("seed", "gen_given")}

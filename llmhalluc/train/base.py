@@ -1,7 +1,6 @@
 """The life of a training run: model and tokenizer, data, trainer, training, saving. A stage overrides what differs."""
 
 import dataclasses
-import importlib.util
 import json
 import logging
 import math
@@ -49,7 +48,10 @@ class BaseExecutor:
                 from llmhalluc.train.checkpoint import newest_checkpoint
 
                 self.checkpoint = newest_checkpoint(self.output_dir, int(os.environ.get("WORLD_SIZE", 1)))
-            use_trackers(self.trl.get("report_to"), self.output_dir)
+            if self.trl.get("report_to"):
+                from llmhalluc.train.trackers import use_trackers
+
+                use_trackers(self.trl["report_to"], self.output_dir)
             self.load_model()
             self.load_data()
             self.make_trainer()
@@ -196,18 +198,6 @@ def final_model(output_dir: str | Path) -> Path:
     if not (output_dir / RECORD).is_file():
         raise UserError(f"{output_dir} holds no finished training run: train it, or resume with train.resume=true")
     return output_dir / MERGED if (output_dir / MERGED).is_dir() else output_dir
-
-
-def use_trackers(report_to: str | list[str] | None, output_dir: Path) -> None:
-    """Check that the trackers of `train.report_to` are installed; keep wandb offline unless the user says otherwise."""
-    names = [report_to] if isinstance(report_to, str) else report_to or []
-    for name in names:
-        if name in ("wandb", "tensorboard", "trackio") and importlib.util.find_spec(name) is None:
-            raise UserError(f"train.report_to is {name}, which is not installed: pip install {name}")
-    if "wandb" in names:
-        settings = {"MODE": "offline", "SILENT": "true", "ERROR_REPORTING": "false", "DIR": str(output_dir)}
-        for key, value in settings.items():
-            os.environ.setdefault(f"WANDB_{key}", value)
 
 
 def draw_curve(record: dict[str, Any], name: str, label: str, path: Path) -> None:

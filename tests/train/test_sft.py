@@ -16,9 +16,10 @@ from llmhalluc.data.collator import DrawSampler, TraceCollator
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.sections import ModelArguments, TrainArguments
 from llmhalluc.models.loader import load
-from llmhalluc.train.base import final_model, use_trackers
+from llmhalluc.train.base import final_model
 from llmhalluc.train.executors import EXECUTORS
 from llmhalluc.train.sft import RecordCollator, RecordDataset, SFTExecutor
+from llmhalluc.train.trackers import use_trackers
 from tests.train.tiny_run import config
 
 
