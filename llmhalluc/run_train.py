@@ -12,7 +12,7 @@ def main() -> None:
     config = parse(sys.argv[1:], "run_train", SECTIONS)
     from llmhalluc.train.executors import executor_of  # after parsing: torch and trl take seconds to import
 
-    executor_of(config.train.stage)(config).run()
+    executor_of(config.train.stage, config.techniques())(config).run()
 
 
 if __name__ == "__main__":

@@ -89,6 +89,9 @@ class TaskConverter(BacktrackDatasetConverter):
     def texts(self, record: dict[str, Any]) -> tuple[str, str]:
         return self.task.prompt(record), self.delimiter + self.task.solution(record)
 
+    def details(self, record: Record, answer: str, encoding: Encoding | None) -> dict[str, Any]:
+        return {"record": record} if self.task.can("next_moves") else {}
+
     def encode_batch(self, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         return super().encode_batch([self.read(record) for record in records])
 
@@ -114,8 +117,8 @@ class TaskBacktrackConverter(ErringConverter, TaskConverter):
 
     def details(self, record: Record, answer: str, encoding: Encoding | None) -> dict[str, Any]:
         if self.token_errors is not None:
-            return self.token_errors.details(record, answer, encoding)
-        return {"record": record} if self.task.can("search") else {}
+            return super().details(record, answer, encoding) | self.token_errors.details(record, answer, encoding)
+        return {"record": record} if self.task.can("search") else super().details(record, answer, encoding)
 
     def check(self, encoded: Sequence[dict[str, Any]]) -> None:
         if self.token_errors is not None and encoded and not any(item["steps"] for item in encoded):

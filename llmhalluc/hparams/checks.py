@@ -13,8 +13,6 @@ from llmhalluc.hparams.sections import RewardArguments
 
 # Suffixes that make a name a local file, whether or not it is there.
 FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".tsv", ".txt", ".gz", ".zst", ".zip", ".arrow")
-COMPONENTS = ("outcome", "process", "efficiency", "format")
-MARGIN = 0.1  # by which the reward of the lowest right answer stays above that of the highest wrong one
 
 
 def together(config: Any) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -29,7 +27,14 @@ def together(config: Any) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("train.resume", "train.overwrite"), "train.resume and train.overwrite are both true: keep one"
     if config.train.trl.get("hub_token") is not None:
         yield ("train.hub_token",), "train.hub_token would be saved beside the results: set HF_TOKEN instead"
-    yield from law5_problems(config.reward)
+    if config.reward != RewardArguments():
+        from llmhalluc.hparams.law5 import law5_problems
+
+        yield from law5_problems(config.reward)
+    if config.techniques():
+        from llmhalluc.hparams import techniques
+
+        yield from techniques.problems(config)
     try:
         refuse_evaluation_split(data.dataset, data.split)
     except UserError as error:
@@ -67,21 +72,3 @@ def refuse_evaluation_split(dataset: str, split: str) -> None:
         for word in found:
             if word in EVAL_SPLITS:
                 raise UserError(f"{key} is {value}, and {word} is an evaluation split: name data that is for training")
-
-
-def law5_problems(args: RewardArguments) -> list[tuple[tuple[str, ...], str]]:
-    """What is wrong with weights under which a wrong answer could come near a right one; keys and a sentence each.
-
-    A right answer scores at least the weight of the outcome, a wrong one at most all other weights together, and
-    between two stages that keep their distance so does every mixture of them (docs/reward.md).
-    """
-    found = []
-    for stage in ("start", "end"):
-        outcome, *rest = (getattr(args, f"{name}_{stage}") for name in COMPONENTS)
-        if outcome < sum(rest) + MARGIN - 1e-9:
-            keys = tuple(f"reward.{name}_{stage}" for name in COMPONENTS)
-            found.append(
-                (keys, f"reward.outcome_{stage} is {outcome:g}, and a wrong answer could win: raise it to at least "
-                       f"{sum(rest) + MARGIN:g}, {MARGIN:g} above {', '.join(keys[1:])} together")
-            )  # fmt: skip
-    return found

@@ -96,6 +96,7 @@ class BacktrackArguments(Section):
     nesting: float = option(0.0, "probability that an error run holds an erased run of its own", bounds="[0, 1)")
     curriculum: Literal["none", "linear"] = option("none", "linear: the longest run grows from min_run to max_run")
     curriculum_end: float = option(0.5, "share of training after which the longest run is max_run", bounds="(0, 1]")
+    keep_if_helps: bool = option(False, "sft: drop errors that raise the start model's loss on what follows")
 
 
 @dataclass
@@ -107,30 +108,20 @@ class TrainArguments(Section):
     judge: dict[str, Any] = option({}, "verifier, prm: labels, samples, layers, ... (docs/search.md)")
     resume: bool = option(False, "resume from the newest checkpoint in output_dir, if there is one")
     overwrite: bool = option(False, "delete what output_dir holds first")
-    max_tokens: int | None = option(
-        None, "stop after about so many trace tokens (sets max_steps from the mean trace length)", bounds="[1, inf)"
-    )
-    loss: Literal["sequence", "token"] = option(
-        "sequence", "dpo: all tokens of a pair count alike, or those of the decision to erase more (train/dpo.py)"
-    )
+    max_tokens: int | None = option(None, "stop after about so many trace tokens (sets max_steps)", bounds="[1, inf)")
+    loss: Literal["sequence", "token"] = option("sequence", "dpo: weigh tokens alike, or the decision to erase more")
     rollout_batch_size: int | None = option(None, "grpo: rollouts at a time; none: all of a process", bounds="[1, inf)")
-    loss_decay: float = option(0.9, "dpo, loss token: weight of a token relative to the one before it", bounds="(0, 1]")
-    keep_share: float = option(
-        0.0,
-        "dpo with backtrack_dpo: share of pairs in which the text is right so far and erasing it is rejected",
-        bounds="[0, 1)",
-    )
-    ftpo_margin: float = option(
-        2.0, "ftpo: logits by which a chosen token shall lead the rejected one", bounds="(0, inf)"
-    )
+    loss_decay: float = option(0.9, "dpo loss token, sft weighting position: decay a token", bounds="(0, 1]")
+    keep_share: float = option(0.0, "backtrack_dpo: share of pairs that reject erasing right text", bounds="[0, 1)")
+    ftpo_margin: float = option(2.0, "ftpo: logits by which chosen tokens shall lead the rejected", bounds="(0, inf)")
     ftpo_tau: float = option(1.0, "ftpo: logits by which the pull towards the margin softens", bounds="(0, inf)")
-    ftpo_lambda_target: float = option(
-        0.05, "ftpo: weight of the tether of chosen and rejected logits to those at the start", bounds="[0, inf)"
-    )
-    ftpo_lambda_nontarget: float = option(0.4, "ftpo: weight of the tether of all other logits", bounds="[0, inf)")
-    ftpo_eps_target: float = option(
-        1.0, "ftpo: logits that chosen and rejected tokens may move before their tether pulls", bounds="[0, inf)"
-    )
+    ftpo_lambda_target: float = option(0.05, "ftpo: tether of chosen and rejected logits", bounds="[0, inf)")
+    ftpo_lambda_nontarget: float = option(0.4, "ftpo: tether of all other logits", bounds="[0, inf)")
+    ftpo_eps_target: float = option(1.0, "ftpo: logits that these may move before it pulls", bounds="[0, inf)")
+    weighting: Literal["none", "position", "confidence"] = option("none", "sft: weights of corrections")
+    correction_weight: float = option(2.0, "sft, position: weight of a correction's first token", bounds="[0, inf)")
+    warmup_embeddings: int = option(0, "sft: first steps, in which the BACKTRACK rows alone train", bounds="[0, inf)")
+    targets: Literal["one", "set"] = option("one", "sft, set: any right first token of a task's move is right")
     merge: bool = option(True, "after LoRA or QLoRA, save the merged model beside the adapter")
     trl: dict[str, Any] = option({}, "(filled by the parser)")
 
@@ -140,24 +131,18 @@ class RewardArguments(Section):
     """Weights of the components of llmhalluc/reward/bt.py, at the start of training and from curriculum_end on."""
 
     section: ClassVar[str] = "reward"
-    curriculum: Literal["none", "linear", "cosine"] = option(
-        "linear", "how the weights move from start to end; none: the last ones from the first step on"
-    )
+    curriculum: Literal["none", "linear", "cosine"] = option("linear", "how the weights move; none: the last ones")
     curriculum_end: float = option(0.5, "share of training after which the weights are the last ones", bounds="(0, 1]")
     outcome_start: float = option(0.6, "first weight of the verified answer, 0 or 1", bounds="[0, inf)")
     outcome_end: float = option(0.85, "last weight of the verified answer", bounds="[0, inf)")
-    process_start: float = option(
-        0.3, "first weight of the steps: true calculations, right moves, no right ones erased", bounds="[0, inf)"
-    )
+    process_start: float = option(0.3, "first weight of the steps, and of erasing no right ones", bounds="[0, inf)")
     process_end: float = option(0.05, "last weight of the steps", bounds="[0, inf)")
     efficiency_start: float = option(0.05, "first weight of writing few tokens that do not survive", bounds="[0, inf)")
     efficiency_end: float = option(0.05, "last weight of writing few tokens that do not survive", bounds="[0, inf)")
     format_start: float = option(0.05, "first weight of one answer, stated once, at the end", bounds="[0, inf)")
     format_end: float = option(0.05, "last weight of one answer, stated once, at the end", bounds="[0, inf)")
     erasure_scale: float = option(32.0, "cost of erased tokens that halves the efficiency", bounds="[1, 10000]")
-    verify_timeout: float = option(
-        5.0, "seconds for one answer that is no plain number (math-verify, a process apart)", bounds="(0, inf)"
-    )
+    verify_timeout: float = option(5.0, "seconds for one answer that is no plain number", bounds="(0, inf)")
 
 
 @dataclass
@@ -183,9 +168,7 @@ class GenArguments(Section):
     search: str | None = option(None, "greedy, majority, best_of_n, beam, dvts, tree, pool; none: one text a prompt")
     search_args: dict[str, Any] = option({}, "how it searches: width, expand, guide, ... (docs/search.md)")
     budget: float | None = option(None, "what a search may spend on a problem, in budget_unit", bounds="(0, inf)")
-    budget_unit: Literal["emitted", "forward", "flops", "seconds"] = option(
-        "emitted", "tokens written, tokens read and written, floating-point operations, or seconds"
-    )
+    budget_unit: Literal["emitted", "forward", "flops", "seconds"] = option("emitted", "unit of the budget")
     compile: bool = option(False, "static cache and a compiled forward: faster on a GPU after a warm-up")
     seed: int = option(0, "seed of the sampling; a prompt's draws do not depend on its batch")
 
@@ -204,9 +187,7 @@ class SelfgenArguments(Section):
     rollouts: int = option(8, "completions sampled from a prefix to value it or to find a right one", bounds="[1, inf)")
     value_threshold: float = option(0.0, "value: highest share of right rollouts of a fallen prefix", bounds="[0, 1)")
     max_rollouts: int | None = option(None, "value: most rollouts in all; the rest stays unlocated", bounds="[0, inf)")
-    clean_share: float = option(
-        0.5, "share of the traces that are right samples as they are, if there are so many", bounds="[0, 1)"
-    )
+    clean_share: float = option(0.5, "share of the traces that are right samples as they are", bounds="[0, 1)")
     output_dir: str = option(
         "outputs/selfgen", "folder for samples.jsonl, rejections.jsonl, traces.jsonl, selfgen.json"
     )
@@ -228,9 +209,7 @@ class EvalArguments(Section):
     apply_chat_template: bool = option(False, "wrap prompts with the tokenizer's chat template")
     fewshot_as_multiturn: bool = option(False, "few-shot examples as turns of the chat")
     system_instruction: str | None = option(None, "system message")
-    variants: dict[str, dict[str, Any]] = option(
-        {}, "name: keys of gen that differ; each is evaluated on its own; none: one variant named default"
-    )
+    variants: dict[str, dict[str, Any]] = option({}, "name: keys of gen that differ; none: one named default")
     output_dir: str = option("outputs/eval", "folder for results.json and the samples")
     overwrite: bool = option(False, "delete what output_dir holds first")
     seed: int = option(0, "seed of few-shot sampling")
@@ -271,6 +250,12 @@ class Config:
     exp: ExpArguments = field(default_factory=ExpArguments)
     seed: int | None = None
     gen_given: frozenset[str] = frozenset()
+
+    def techniques(self) -> bool:
+        """Return whether a key of docs/sft.md is set, for which a run then imports what it takes."""
+        t = self.train
+        keys = (t.weighting, t.correction_weight, t.warmup_embeddings, t.targets, self.backtrack.keep_if_helps)
+        return keys != ("none", 2.0, 0, "one", False)
 
 
 SECTIONS: dict[str, Any] = {part.name: part.type for part in fields(Config) if part.name not in ("seed", "gen_given")}

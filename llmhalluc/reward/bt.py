@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmhalluc.backtrack import apply_backtracking
-from llmhalluc.hparams.checks import COMPONENTS
+from llmhalluc.hparams.law5 import COMPONENTS
 from llmhalluc.hparams.sections import RewardArguments
 from llmhalluc.reward.erased import NOTHING, Erased, judge_erasures
 from llmhalluc.tasks import TASKS

@@ -76,6 +76,10 @@ class Task:
         """
         raise NotImplementedError
 
+    def next_moves(self, record: Record, standing: Sequence[str]) -> list[str]:
+        """Return every right next move after `standing` moves of the solution, for `train.targets: set`."""
+        raise NotImplementedError
+
     def wrong_moves(
         self, record: Record, standing: Sequence[str], rng: Random, instead_of: str | None = None
     ) -> list[str]:

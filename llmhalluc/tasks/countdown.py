@@ -98,6 +98,11 @@ class Countdown(Task):
             numbers = right.after
         return pieces
 
+    def next_moves(self, record: Record, standing: Sequence[str]) -> list[str]:
+        """Return the moves, the larger number first, after which the target can be reached."""
+        steps = options_of(_state(standing, record) or ())
+        return [step.text for step in steps if reaches(step.after, record["target"])]
+
     def wrong_moves(
         self, record: Record, standing: Sequence[str], rng: Random, instead_of: str | None = None
     ) -> list[str]:

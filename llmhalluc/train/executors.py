@@ -13,6 +13,6 @@ EXECUTORS = {
 }
 
 
-def executor_of(stage: str) -> Any:
-    """The BaseExecutor of a stage; importing it imports trl, which takes seconds."""
-    return pkgutil.resolve_name(EXECUTORS[stage])
+def executor_of(stage: str, techniques: bool = False) -> Any:
+    """The BaseExecutor of a stage, of sft with `Config.techniques`; importing it imports trl, which takes seconds."""
+    return pkgutil.resolve_name("llmhalluc.train.techniques:TechniqueExecutor" if techniques else EXECUTORS[stage])

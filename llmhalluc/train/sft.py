@@ -50,7 +50,7 @@ class SFTExecutor(BaseExecutor):
             )
         args = self.arguments(SFTConfig, KEYS_WITHOUT_EFFECT, dataset_kwargs={"skip_prepare_dataset": True})
         pad_id = self.tokenizer.pad_token_id
-        self.trainer = SFTRun(
+        self.trainer = self.make_run(
             model=self.model,
             args=args,
             processing_class=self.tokenizer,
@@ -60,6 +60,10 @@ class SFTExecutor(BaseExecutor):
             collator=TraceCollator(self.tokenizer.eos_token_id if pad_id is None else pad_id, packing, row_length),
             stop_on_sigterm=self.stop_on_sigterm,
         )
+
+    def make_run(self, **options: Any) -> "SFTRun":
+        """Return the trainer of these options."""
+        return SFTRun(**options)
 
 
 class SFTRun(ResumableTrainer, SFTTrainer):
@@ -95,10 +99,7 @@ class SFTRun(ResumableTrainer, SFTTrainer):
             inputs["output_router_logits"] = True
         outputs = model(**inputs, logits_to_keep=scored_BT, use_cache=False)
         logits = outputs.logits.to(torch.promote_types(outputs.logits.dtype, torch.float32))  # (labels, vocabulary)
-        smoothing = self.args.label_smoothing_factor
-        losses = functional.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
-        if self.args.loss_type == "dft":
-            losses = losses * (-losses).exp().detach()
+        losses = self.token_losses(logits, targets)
         n_labels = len(targets) if num_items_in_batch is None else num_items_in_batch
         loss = losses.sum() / torch.as_tensor(n_labels).clamp(min=1)
         if self.aux_loss_enabled:
@@ -115,6 +116,12 @@ class SFTRun(ResumableTrainer, SFTTrainer):
             sums = self.sums["train" if self.model.training else "eval"]
             sums += torch.stack([x.to(sums) for x in seen])
         return (loss, outputs) if return_outputs else loss
+
+    def token_losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Losses (labels) from logits (labels, vocabulary)."""
+        smoothing = self.args.label_smoothing_factor
+        losses = functional.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+        return losses * (-losses).exp().detach() if self.args.loss_type == "dft" else losses
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add accuracy and tokens; `eval_loss` becomes the mean over labels, however rows were batched."""

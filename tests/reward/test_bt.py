@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.checks import COMPONENTS, MARGIN, law5_problems
+from llmhalluc.hparams.law5 import COMPONENTS, MARGIN, law5_problems
 from llmhalluc.hparams.parser import build
 from llmhalluc.hparams.sections import RewardArguments
 from llmhalluc.reward import bt

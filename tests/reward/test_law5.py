@@ -10,7 +10,7 @@ from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from llmhalluc.backtrack import apply_backtracking, inject_error
-from llmhalluc.hparams.checks import COMPONENTS, MARGIN, law5_problems
+from llmhalluc.hparams.law5 import COMPONENTS, MARGIN, law5_problems
 from llmhalluc.hparams.sections import RewardArguments
 from llmhalluc.reward.bt import SCORES, BacktrackRewardFunction, curriculum_weights, mix
 from tests.reward.toy import BT, EOS, HONEST, MATH, MOVES, SUDOKU, Characters, Words

@@ -128,3 +128,21 @@ def test_the_board_is_the_tree_of_the_search():
     rows = [row[0] for row in TASK.board(record, moves).rows]
     assert [row.text for row in rows] == ["3 4 2 → 14", "4 + 3 = 7", "7 - 2 = 5", "7 * 2 = 14"]
     assert [row.marks for row in rows[1:]] == [("indent-1",), ("indent-2", "dead"), ("indent-2",)]
+
+
+@given(records, st.integers(0, 3))
+def test_next_moves_are_those_after_which_the_target_stays_reachable(record, n):
+    standing = TASK.moves(record)[:n]
+    found = TASK.next_moves(record, standing)
+    numbers = [*record["numbers"]]
+    for move in standing:
+        left, _, other, _, result = move.split()
+        numbers.remove(int(left))
+        numbers.remove(int(other))
+        numbers.append(int(result))
+    every = options_of(tuple(sorted(numbers)))
+    assert found == [step.text for step in every if TASK.rest([*standing, step.text], record) is not None]
+    if n < len(record["numbers"]) - 1:
+        assert found and all(TASK.step_keys([*standing, move], record)[-1] for move in found)
+    else:
+        assert found == []
