@@ -180,8 +180,30 @@ def test_erase_unwrites_as_if_never_written(context, prompt, trace, data):
 
 @pytest.mark.parametrize("make", [lambda p, t: layout(p, t, BT, "rewind"), lambda p, t: Tape(p, BT, "rewind").feed(BT)])
 def test_rewind_with_nothing_left_is_refused(make):
-    with pytest.raises(ValueError, match="nothing|empty"):
+    with pytest.raises(
+        ValueError, match="^rewind needs a token to feed again: the prompt is empty and so is the rest$"
+    ):
         make([], [BT])
+
+
+def test_block_may_begin_with_a_backtrack():
+    assert layout([], [BT, 7, BT], BT, "block") == ([BT, 7, BT], [0, 0, 1], [1, 3, 3])
+    tape = Tape([], BT, "block")
+    assert [tape.feed(token) for token in (BT, 7, BT)] == [(BT, 0), (7, 0), (BT, 1)]
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_what_is_erased_is_banned_in_every_context(context):
+    tape = Tape([1], BT, context, ban_erased=True)
+    for token in (5, 6, BT, 7, BT):
+        tape.feed(token)
+    assert tape.penalties == {1: {6: -math.inf, 7: -math.inf}}
+
+
+def test_no_erasure_is_on_offer_where_none_is_left():
+    tape = Tape([1], BT, "soft", max_erasures=0)
+    tape.feed(5)
+    assert not tape.nothing_to_add() and tape.penalties_here(9) == {BT: -math.inf}
 
 
 def test_unknown_names_are_refused():

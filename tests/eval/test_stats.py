@@ -317,6 +317,8 @@ def test_several_seeds_of_one_problem_or_of_one_value_have_the_ends_they_show():
     assert mean([[2.5, 2.5], [2.5, 2.5]]) == Estimate(2.5, 2.5, 2.5, 0.0)
     assert difference([[2.5, 3.5], [2.5, 3.5]], [[2.5, 3.5], [2.5, 3.5]]) == Estimate(0.0, 0.0, 0.0, 1.0)
     assert difference([[2.5, 3.5]], [[2.0, 3.0]]) == Estimate(0.5, 0.5, 0.5, 0.0)
+    assert mean([[1.5, 2.5]])[:3] == pytest.approx((2.0, 2 - 12.706205 / 2, 2 + 12.706205 / 2), abs=1e-6)
+    assert difference([[True, False]], [[True, True]]) == difference([[1, 0]], [[1, 1]])
     assert mean([[0, 0, 0, 0.5]])[:3] == pytest.approx((0.125, 0.125 - 3.182446 / 8, 0.125 + 3.182446 / 8), abs=1e-6)
 
 
@@ -326,6 +328,13 @@ def test_ends_of_shares_and_of_their_differences_stay_in_bounds():
         assert 0 < wilson(0.5, n).low < wilson(n - 0.5, n).high < 1
     assert paired(4, 0, 4).high == 1 and paired(0, 4, 4).low == -1
     assert wilson(1, 2).p == 1
+
+
+def test_a_paired_difference_by_hand():
+    # 5/12 and 2/12 after two are added; their difference 1/4 has the variance (7/12 - 1/16) / 12.
+    error = math.sqrt((7 / 12 - 1 / 16) / 12)
+    ends = (0.25 - 1.9599640 * error, 0.25 + 1.9599640 * error)
+    assert paired(4, 1, 10) == pytest.approx((0.3, *ends, math.erfc(0.25 / error / math.sqrt(2))))
 
 
 def test_holm_lets_fall_what_is_at_the_level():
@@ -355,7 +364,17 @@ def test_clustered_means_draw_4000_times_from_seed_0_and_refuse_other_shapes():
 
 @pytest.mark.filterwarnings("error")
 def test_a_draw_of_one_cluster_alone_gives_no_warning():
-    assert clustered([[1.0], [2.0], [4.0]], list("abc"))[0].low == -math.inf
+    assert clustered([[1.0], [2.0], [3.0]], list("abc"))[0].low == -math.inf
+
+
+def test_a_mean_of_0_has_a_p_value_of_1():
+    assert clustered([[-1.0], [0.0], [1.0]], list("abc"))[0].p == 1
+
+
+def test_clusters_have_keys_of_any_kind():
+    assert clustered_share([1, 0, 0, 1], [None, 1, "a", 1]) == clustered_share([1, 0, 0, 1], list("abcb"))
+    assert clustered_difference([1, 0, 0, 1], [None, 1, "a", 1]) == clustered_difference([1, 0, 0, 1], list("abcb"))
+    assert clustered([[1], [0], [5]], [None, 1, "a"]) == clustered([[1], [0], [5]], list("b1c"))
 
 
 def test_a_single_cluster_is_worth_one_score():

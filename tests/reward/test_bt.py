@@ -143,6 +143,30 @@ def test_erased_tokens_are_wrong_unknown_or_needless():
     assert sudoku("c1=3", "d1=4 c2=2", MOVES[5:]) == Erased(1, 0, 1)
 
 
+def test_erased_tokens_are_looked_at_up_to_256_and_what_stands_again_after_that_was_needless():
+    wrong, again = Words().encode("d1=3 junk")
+    judge = lambda trace: judge_erasures(trace, BT, lambda i: Words().decode([i]), *SUDOKU)  # noqa: E731
+    assert judge([wrong, BT] * 256) == Erased(256, 0, 0) and judge([wrong, BT] * 258) == Erased(256, 2, 0)
+    assert judge([wrong, BT] * 255 + [again, BT, again]) == Erased(256, 0, 0)
+    assert judge([wrong, BT] * 256 + [again, BT, again]) == Erased(256, 0, 1)
+
+
+def test_a_task_sees_64_tokens_of_the_text_that_stood(monkeypatch):
+    seen = []
+    spy = lambda written, record: seen.append((written.text, written.before(), written.stays))  # noqa: E731
+    monkeypatch.setitem(TASKS, "math", SimpleNamespace(is_wrong=spy))
+    text = "".join(chr(200 + i) for i in range(100))
+    for trace in ([*ids(text)[:-1], BT], [*ids("xy")[:-1], BT, BT, *ids("xz")[:-1]]):
+        judge_erasures(trace, BT, lambda i: Characters().decode([i]), *MATH)
+    assert seen == [(text[-1], text[-64:], False), ("x", "x", True), ("y", "xy", False)]
+
+
+def test_a_sample_says_what_was_erased_and_what_erased_nothing():
+    function = BacktrackRewardFunction(RewardArguments(erasure_scale=9.0), Words(), BT)
+    sample = function.sample([BT, *corrected("c1=3", "d1=3 c2=1", MOVES[5:], Words())], *SUDOKU)
+    assert sample[:-1] == (MOVES, *SUDOKU, Erased(1, 1, 0), 1, 9.0) and sample.verdict.right
+
+
 def test_a_correction_earns_and_needless_erasing_costs():
     honest = parts(ids(HONEST), MATH)
     fixed = parts(corrected("12*4 = ", "46", HONEST[7:]), MATH)
@@ -279,6 +303,9 @@ def test_all_answers_of_a_batch_share_the_seconds(monkeypatch):
     monkeypatch.setattr(bt.time, "monotonic", lambda: clock[0])
     call(RewardArguments(verify_timeout=1.0), 0, [ids(HONEST)] * 5)
     assert limits == [1.0, 1.0, 1.0, 0.0, 0.0]  # 4 limits together: 4, 2.5, 1, then nothing
+    limits.clear()
+    call(RewardArguments(verify_timeout=2.0), 0, [ids(HONEST)] * 6)
+    assert limits == [2.0, 2.0, 2.0, 2.0, 2.0, 0.5]
 
 
 def test_a_piece_is_what_a_token_adds_after_another_one():
@@ -330,7 +357,7 @@ def test_a_million_tokens_take_seconds(unit):
 def test_a_completion_of_the_longest_length_without_an_end_is_cut_off():
     function = BacktrackRewardFunction(RewardArguments(), Characters(), BT, max_tokens=len(HONEST))
     cut = function.sample(ids(HONEST)[:-1], *MATH)
-    assert cut.verdict.cut and not cut.verdict.right
+    assert cut.verdict.cut and not cut.verdict.right and cut.text == HONEST
     assert function.sample([*ids(HONEST)[1:-1], EOS], *MATH).verdict.right
     assert BacktrackRewardFunction(RewardArguments(), Characters(), BT).sample(ids(HONEST)[:-1], *MATH).verdict.right
     for undone in ([BT, EOS], [BT, 7, BT, EOS], [BT, BT, EOS]):  # what was erased before the end is no sign of it

@@ -426,7 +426,8 @@ def test_without_a_mark_the_last_sentence_with_a_number_is_read(text, found):
         ("7 / 2 = 3.5", True), ("7 / 2 = 4", False), ("1 / 3 = 0.3", None), ("600 * 7 = 4,2", None),
         ("600 * 7 = 43", False), ("6 - 48 = -4", None), ("6 - 48 = -42", True), ("6 - 48 = -5", False),
         ("50% * 84 = 4", None), ("no calculation", None), ("=", None), ("6 * 7 = 42 = 42", None),
-        ("50% * 84 = 43", None), ("He has 5", None), ("1=6*7=42", True), ("=6 * 7 = 42", True),
+        ("600 * 7000 = 4,200", None), ("600 * 7000 = 4,300", False), ("50% * 84 = 43", None),
+        ("He has 5", None), ("1=6*7=42", True), ("=6 * 7 = 42", True),
         ("99999999999999999*9 = 8999", None), ("99999999999999999*9 = 9", False), ("1 = 1\n" * 5002 + "6*7 = 42", True),
     ],
 )  # fmt: skip
