@@ -119,17 +119,6 @@ class TrainArguments(Section):
         "dpo with backtrack_dpo: share of pairs in which the text is right so far and erasing it is rejected",
         bounds="[0, 1)",
     )
-    ftpo_margin: float = option(
-        2.0, "ftpo: logits by which a chosen token shall lead the rejected one", bounds="(0, inf)"
-    )
-    ftpo_tau: float = option(1.0, "ftpo: logits by which the pull towards the margin softens", bounds="(0, inf)")
-    ftpo_lambda_target: float = option(
-        0.05, "ftpo: weight of the tether of chosen and rejected logits to those at the start", bounds="[0, inf)"
-    )
-    ftpo_lambda_nontarget: float = option(0.4, "ftpo: weight of the tether of all other logits", bounds="[0, inf)")
-    ftpo_eps_target: float = option(
-        1.0, "ftpo: logits that chosen and rejected tokens may move before their tether pulls", bounds="[0, inf)"
-    )
     merge: bool = option(True, "after LoRA or QLoRA, save the merged model beside the adapter")
     trl: dict[str, Any] = option({}, "(filled by the parser)")
 
