@@ -1,4 +1,4 @@
-"""The keys of TRL's config classes, read from their source: importing trl takes seconds, this takes none."""
+"""The keys of the stages' config classes, read from their source: importing trl takes seconds, this takes none."""
 
 import ast
 import functools
@@ -26,16 +26,13 @@ BOUNDS = {
 
 @functools.cache
 def trl_keys(stage: str) -> dict[str, Key] | None:
-    """Return every field of the stage's TRL config class, base classes first; None where trl is not installed.
-
-    A stage that TRL has no class for takes the fields of transformers' TrainingArguments.
-    """
+    """Return the fields of a stage's config class: TRL's, ours in train/, or TrainingArguments; None without trl."""
     trl, transformers = _package("trl"), _package("transformers")
     if trl is None or transformers is None:
         return None
-    own = trl / "trainer" / f"{stage}_config.py"
-    if own.is_file():
-        return _class_keys(own, f"{stage.upper()}Config")
+    for room in (trl / "trainer", Path(__file__).parents[1] / "train"):
+        if (own := room / f"{stage}_config.py").is_file():
+            return _class_keys(own, f"{stage.upper()}Config")
     return _class_keys(transformers / "training_args.py", "TrainingArguments")
 
 
@@ -56,7 +53,7 @@ def _class_keys(path: Path, name: str) -> dict[str, Key]:
     for node in found.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call):
             key = _key(node.annotation, node.value, _Types(path), constants)
-            keys[node.target.id] = key._replace(bounds=BOUNDS.get(node.target.id))
+            keys[node.target.id] = key._replace(bounds=BOUNDS.get(node.target.id, key.bounds))
     return keys
 
 
@@ -77,7 +74,8 @@ def _key(annotation: ast.expr, call: ast.Call, names: "_Types", constants: dict[
         members = [m for m in members if m is not str]  # `SomeEnum | str` means the enum's values
     if "const" in metadata and bool not in members:
         members.append(Literal[metadata["const"]])
-    return Key(functools.reduce(lambda a, b: a | b, members), default, metadata.get("help", ""))
+    kind = functools.reduce(lambda a, b: a | b, members)
+    return Key(kind, default, metadata.get("help", ""), metadata.get("bounds"))
 
 
 class _Types(dict):

@@ -11,14 +11,15 @@ from typing import Any, ClassVar
 import torch
 from peft import PeftModel
 from torch.nn import functional
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel
 
 from llmhalluc.backtrack import IGNORE
 from llmhalluc.data.collator import DrawSampler, TraceCollator
 from llmhalluc.data.rejections import RejectionDataset
 from llmhalluc.extras.errors import UserError
-from llmhalluc.hparams.sections import Config, TrainArguments
+from llmhalluc.hparams.sections import Config
 from llmhalluc.train.base import BaseExecutor
+from llmhalluc.train.ftpo_config import FTPOConfig
 from llmhalluc.train.trainer import ResumableTrainer
 from llmhalluc.train.trl_patches import REFERENCE, copy_to_reference, frozen_copy
 
@@ -68,7 +69,7 @@ class FTPOExecutor(BaseExecutor):
 
     def make_trainer(self) -> None:
         """Raises UserError for options that cannot be met."""
-        args = self.arguments(TrainingArguments, KEYS_WITHOUT_EFFECT, label_names=["rejected"])
+        args = self.arguments(FTPOConfig, KEYS_WITHOUT_EFFECT, label_names=["rejected"])
         pad_id = self.tokenizer.pad_token_id
         self.trainer = FTPORun(
             model=self.model,
@@ -76,7 +77,6 @@ class FTPOExecutor(BaseExecutor):
             processing_class=self.tokenizer,
             places=self.dataset,
             eval_places=self.eval_dataset,
-            settings=self.config.train,
             collator=PlaceCollator(self.tokenizer.eos_token_id if pad_id is None else pad_id),
             sampler=DrawSampler(len(self.dataset), self.data_seed, self.draws(args)),
             stop_on_sigterm=self.stop_on_sigterm,
@@ -96,7 +96,7 @@ class FTPORun(ResumableTrainer):
     The reference is the model at the start: a copy of the adapter, its BACKTRACK rows included, or of the whole model.
     """
 
-    def __init__(self, *, model, places, eval_places, settings: TrainArguments, collator, **kwargs):
+    def __init__(self, *, model, places, eval_places, collator, **kwargs):
         if adapted := isinstance(model, PeftModel):
             if kwargs["args"].activation_checkpointing:
                 model.enable_input_require_grads()
@@ -108,7 +108,6 @@ class FTPORun(ResumableTrainer):
         super().__init__(
             model=model, train_dataset=places, eval_dataset=eval_places, data_collator=collator, **kwargs
         )  # fmt: skip
-        self.settings = settings
         self.reference: PreTrainedModel | None = None
         if not adapted:
             self.reference = self.accelerator.prepare_model(frozen_copy(model), evaluation_mode=True)
@@ -137,15 +136,13 @@ class FTPORun(ResumableTrainer):
         logits_BV = self.logits(model, inputs, last_BT)
         with torch.no_grad(), self.at_the_start(model) as reference:
             reference_BV = self.logits(reference, inputs, last_BT)
-        settings = self.settings
-        terms = ftpo_terms(
-            logits_BV, reference_BV, rejected_B, chosen_BC,
-            settings.ftpo_margin, settings.ftpo_tau, settings.ftpo_eps_target,
-        )  # fmt: skip
+        args = self.args
+        numbers = (args.margin, args.tau, args.eps_target)
+        terms = ftpo_terms(logits_BV, reference_BV, rejected_B, chosen_BC, *numbers)
         losses_B = (
             terms["preference_loss"]
-            + settings.ftpo_lambda_target * terms["target_tether"]
-            + settings.ftpo_lambda_nontarget * terms["nontarget_tether"]
+            + args.lambda_target * terms["target_tether"]
+            + args.lambda_nontarget * terms["nontarget_tether"]
         )
         loss = losses_B.mean()
         self.check_finite(loss)

@@ -12,7 +12,7 @@ from llmhalluc.extras.constant import REPOSITORY
 from llmhalluc.hparams.trl_fields import trl_keys
 
 
-@pytest.fixture(params=["sft", "dpo", "grpo"])
+@pytest.fixture(params=["sft", "dpo", "ftpo", "grpo"])
 def stage(request):
     pytest.importorskip("trl")
     return request.param
@@ -37,7 +37,10 @@ def test_defaults_and_meanings_are_the_class_own(stage):
 def _fields(stage: str) -> list[dataclasses.Field]:
     import trl
 
-    return [field for field in dataclasses.fields(getattr(trl, f"{stage.upper()}Config")) if field.init]
+    from llmhalluc.train import ftpo_config
+
+    home = ftpo_config if stage == "ftpo" else trl
+    return [field for field in dataclasses.fields(getattr(home, f"{stage.upper()}Config")) if field.init]
 
 
 def test_enums_become_their_values():

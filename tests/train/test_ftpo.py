@@ -331,6 +331,7 @@ BASE = RECORDS[0]
         ([BASE], {"model__lora_dropout": 0.1}, "model.lora_dropout is 0.1, but ftpo measures logits"),
         ([BASE], {"train__label_smoothing_factor": 0.1}, "train.label_smoothing_factor has no effect here"),
         ([BASE], {"train__fsdp": "full_shard"}, "train.fsdp shards the model"),
+        ([BASE], {"train__margin": 1.0, "train__stage": "sft"}, "train.margin is a key of train.stage ftpo alone"),
         ([BASE], {"train__eval_strategy": "epoch"}, "train.eval_strategy is epoch"),
         ([BASE], {"data__max_length": 2}, "holds no rejection (data.max_length is 2)"),
         ([BASE], {"train__stage": "sft"}, "data.converter is rejections, which makes single places: set train.stage"),
@@ -345,8 +346,8 @@ BASE = RECORDS[0]
     ],
 )  # fmt: skip
 def test_refusals(tmp_path, records, dotted, sentence):
-    given = ftpo_config(tmp_path, records, **dotted)
     with pytest.raises(UserError) as caught:
+        given = ftpo_config(tmp_path, records, **dotted)
         (SFTExecutor if given.train.stage == "sft" else FTPOExecutor)(given).run()
     (told,) = caught.value.sentences
     assert sentence in told
