@@ -11,7 +11,6 @@ from torch.nn import functional
 from llmhalluc.backtrack import IGNORE
 from llmhalluc.data.annotated import NONE, AnnotatedCollator, AnnotatedTraces
 from llmhalluc.data.collator import FIELDS, TraceCollator
-from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.sections import TrainArguments
 from llmhalluc.train.sft import RecordCollator, SFTExecutor, SFTRun
 
@@ -38,15 +37,9 @@ class TechniqueExecutor(SFTExecutor):
         train = self.config.train
         run = TechniqueRun(technique=train, **options)
         if train.warmup_embeddings:
-            from llmhalluc.train.warmup import RowWarmup
+            from llmhalluc.train.warmup import warm_up
 
-            if run.is_deepspeed_enabled or run.is_fsdp_enabled:
-                raise UserError(
-                    f"train.warmup_embeddings is {train.warmup_embeddings}, but this launcher shards "
-                    "gradients (DeepSpeed or FSDP): set 0, or launch with torchrun"
-                )
-            run.warmup = RowWarmup(run.model, self.backtrack_id, train.warmup_embeddings)
-            run.add_callback(run.warmup)
+            run.warmup = warm_up(run, self.backtrack_id, train.warmup_embeddings)
         return run
 
     def record(self) -> dict[str, Any]:

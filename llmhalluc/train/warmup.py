@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
+from llmhalluc.extras.errors import UserError
+
 
 def backtrack_rows(model: PreTrainedModel, backtrack_id: int) -> dict[torch.nn.Parameter, int | None]:
     """The parameters with a BACKTRACK row (input embedding, output head where untied), and which; None: all of it.
@@ -17,6 +19,18 @@ def backtrack_rows(model: PreTrainedModel, backtrack_id: int) -> dict[torch.nn.P
         layers = [module for module in model.modules() if isinstance(module, TrainableTokensLayer)]
         return {p: None for layer in layers for p in layer.trainable_tokens_delta.values() if p.requires_grad}
     return {matrix().weight: backtrack_id for matrix in (model.get_input_embeddings, model.get_output_embeddings)}
+
+
+def warm_up(run: Any, backtrack_id: int, steps: int) -> "RowWarmup":
+    """Return the warm-up of a trainer, one of its callbacks now. Raises UserError where gradients are sharded."""
+    if run.is_deepspeed_enabled or run.is_fsdp_enabled:
+        raise UserError(
+            f"train.warmup_embeddings is {steps}, but this launcher shards gradients (DeepSpeed or FSDP): set 0, or "
+            "launch with torchrun"
+        )
+    warmup = RowWarmup(run.model, backtrack_id, steps)
+    run.add_callback(warmup)
+    return warmup
 
 
 class RowWarmup(TrainerCallback):
