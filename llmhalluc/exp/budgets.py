@@ -108,7 +108,7 @@ def table(found: list[Row]) -> str:
             by_budget = {row["budget"]: row for row in own if row["method"] == method}
             lines.append([method, *(_cell(by_budget.get(budget)) for budget in budgets)])
         parts.append("\n".join(aligned(lines, left=1)))
-    return "\n\n".join([*parts, *said(found)])
+    return "\n\n".join([*parts, "\n".join(said(found))]).rstrip()
 
 
 def _cell(row: Row | None) -> str:
