@@ -41,7 +41,7 @@ def sentences(raw: dict, *sections: str) -> list[str]:
         ({"train": {"packing": "yes"}}, "train.packing is 'yes', expected bool"),
         ({"train": {"report_to": [1]}}, "train.report_to is [1], expected str or list of str or none"),
         ({"train": {"stage": "grpo", "packing": True}}, "train.packing is a key of train.stage sft alone: take it out"),
-        ({"train": {"stage": "ppo"}}, "train.stage is 'ppo', expected one of sft, dpo, ftpo, grpo"),
+        ({"train": {"stage": "ppo"}}, "train.stage is 'ppo', expected one of sft, dpo, ftpo, grpo, verifier, prm"),
         ({"train": {"save_strategy": "always"}},
          "train.save_strategy is 'always', expected one of no, steps, epoch, best"),
         ({"backtrack": {"context": "blok"}},
