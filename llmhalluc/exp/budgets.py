@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 def options_of(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Return how a cell was decoded: variant -> task -> keys of `gen`."""
-    return json.loads((folder / "eval" / "results.json").read_text(encoding="utf-8"))["decoding"]
+    return json.loads((folder / "eval" / "results.json").read_text(encoding="utf-8")).get("decoding", {})
 
 
 def rows(made: list[Sheet], folders: dict[str, Path], baseline: Baseline) -> list[Row]:
@@ -31,7 +31,7 @@ def rows(made: list[Sheet], folders: dict[str, Path], baseline: Baseline) -> lis
     groups: dict[tuple, list[Sheet]] = {}
     first: dict[tuple, str] = {}  # (task, budget, unit) -> the method to compare with
     for sheet in made:
-        keys = decoding[sheet.cell.name][sheet.variant].get(sheet.task) or {}
+        keys = decoding[sheet.cell.name].get(sheet.variant, {}).get(sheet.task) or {}
         if keys.get("search") is None or keys.get("budget") is None:
             continue
         method = f"{label(sheet.cell.arm, point(sheet.cell))} {_without_budget(sheet.variant, keys['budget'])}"
