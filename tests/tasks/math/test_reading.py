@@ -186,6 +186,10 @@ one thousand one hundred one → 1101
 eleven → 11
 twelve eggs → 12
 fifty cents → 50
+1 cent → 1 1/100
+2 hours 30 minutes = 9000 seconds → 9000 5/2 150
+6 * 7 hours = 43 hours → 43
+2 * 3 hours 30 minutes = 7 hours → 7
 seventy five percent → 75 3/4
 one third → 1/3
 two and two thirds → 8/3
