@@ -380,6 +380,8 @@ def test_clusters_have_keys_of_any_kind():
 def test_a_single_cluster_is_worth_one_score():
     for scores in ([1, 0], [1, 1], [0, 0]):
         assert clustered_share(scores, ["a", "a"]) == wilson(sum(scores) / 2, 1)
+    assert clustered_share([0, 0], ["a", "b"]) == wilson(0, 2)
+    assert clustered_share([1, 0, 1, 0], list("aabb")) == wilson(2, 4)  # clusters that agree: as good as single ones
     # Off the mean 1/2: 3/2, -1/2, -1/2, -1/2; variance 3/36 · 4/3 over 1/24: 8/3, and no more than 6/4.
     assert clustered_share([1, 1, 1, 0, 0, 0], list("aaabcd")) == pytest.approx(wilson(2, 4))
 

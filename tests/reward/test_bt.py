@@ -151,6 +151,18 @@ def test_erased_tokens_are_looked_at_up_to_256_and_what_stands_again_after_that_
     assert judge([wrong, BT] * 256 + [again, BT, again]) == Erased(256, 0, 1)
 
 
+def test_a_step_that_ends_rightly_reaches_back_to_the_end_of_the_line_before(monkeypatch):
+    judge = SimpleNamespace(is_wrong=lambda written, record: {"R": False, "W": True}.get(written.text))
+    monkeypatch.setitem(TASKS, "math", judge)
+    erased = lambda first, again: corrected("", first, again)  # noqa: E731
+    count = lambda trace: judge_erasures(trace, BT, lambda i: Characters().decode([i]), *MATH)  # noqa: E731
+    assert count(erased("x\nR", "xy")) == Erased(0, 2, 1)  # x is not of the step that R ends
+    assert count(erased("xR", "xy")) == Erased(0, 0, 2)
+    assert count(erased("xWR", "xy")) == Erased(1, 2, 0)
+    assert count(erased("xW\n", "xy")) == Erased(2, 1, 0)
+    assert count(erased("xu\n", "xu\n")) == Erased(0, 0, 3) and count(erased("xu", "xu")) == Erased(0, 2, 0)
+
+
 def test_a_task_sees_64_tokens_of_the_text_that_stood(monkeypatch):
     seen = []
     spy = lambda written, record: seen.append((written.text, written.before(), written.stays))  # noqa: E731

@@ -6,6 +6,7 @@ The table is read line by line; `10:30!` is a literal that is compared as it sta
 import pytest
 
 from llmhalluc.tasks.math.answers import final_answer
+from llmhalluc.tasks.math.plain import plain
 from llmhalluc.tasks.math.process import format_quality, judge_calculation, process_quality
 from llmhalluc.tasks.math.reading import read_statement
 
@@ -88,6 +89,7 @@ forty-two = 42 → 42
 three quarters → 3/4
 three-quarters → 3/4
 three quarters of 8 →
+three quarters of them →
 two thirds → 2/3
 one half → 1/2
 a half →
@@ -168,6 +170,7 @@ two halves → 1
 7 dollars and 500 dollars →
 40 + 2 dollars → 42
 20% + 22% → 21/50
+20% + 22% = 43% → 43 43/100
 10% of 50% → 1/20
 100% - 58% → 21/50
 two millions → 2000000
@@ -183,6 +186,10 @@ one thousand one hundred one → 1101
 eleven → 11
 twelve eggs → 12
 fifty cents → 50
+1 cent → 1 1/100
+2 hours 30 minutes = 9000 seconds → 9000 5/2 150
+6 * 7 hours = 43 hours → 43
+2 * 3 hours 30 minutes = 7 hours → 7
 seventy five percent → 75 3/4
 one third → 1/3
 two and two thirds → 8/3
@@ -356,17 +363,40 @@ def test_law9_a_statement_has_its_values(statement, values):
 
 @pytest.mark.parametrize(
     "before",
-    ["", "The final ", "Final ", "My ", "our ", "Your ", "The correct ", "Numerical ", "> ", "# ", "- ", "x y\n", "**"],
+    [
+        "",
+        "The final ",
+        "Final ",
+        "My ",
+        "our ",
+        "Your ",
+        "The correct ",
+        "Numerical ",
+        "> ",
+        "# ",
+        "- ",
+        "x y\n",
+        "**",
+        "The ",
+        "So ",
+        "x y\nEach\n",
+        "x y\n\n",
+        "athe" + 37 * " ",
+    ],
 )
 def test_a_title_marks_an_answer(before):
     found = final_answer(f"{before}answer: 42")
     assert (found.text, found.start, found.after, found.complete) == ("42", len(before), "", False)
 
 
-@pytest.mark.parametrize("before", ["Points per ", "Each ", "x y\nEach ", "every student of the class gives one more "])
+@pytest.mark.parametrize(
+    "before", ["Points per ", "Each ", "A ", "X ", "x y\nEach ", "every student of the class gives one more "]
+)
 def test_a_word_before_it_makes_it_no_title(before):
     assert final_answer(f"{before}answer: 42") is None
     assert final_answer(f"{before}answer = 42") is None
+    assert final_answer(f"{before}answer: 42" + 30 * "\nso") is None
+    assert final_answer(f"{before}answer was 42").text == final_answer(f"{before}answer equals 42").text == "42"
     assert final_answer(f"{before}answer is 42").text == final_answer(f"{before}answer IS: 42").text == "42"
     assert final_answer(f"{before}answer: 42", flexible=True).reading.values == (42,)
 
@@ -379,6 +409,10 @@ def test_a_word_before_it_makes_it_no_title(before):
         ("So \\boxed{42}", ("42", 3, "", True)),
         ("\\boxed{\\frac{84}{2}} it is", ("\\frac{84}{2}", 0, "it is", True)),
         ("\\boxed{42", None),
+        ("\\boxed{42} X", ("42", 0, "X", True)),
+        ("#### 42. Sell", ("42", 0, "Sell", True)),
+        ("Answer: $$42" + 300 * " " + "$$", ("$$42", 0, "", False)),
+        ("The answer is 42" + 100 * " so" + ". Yes", ("42" + 99 * " so", 4, "so. Yes", False)),
         ("\\boxed{41} and \\boxed{42}", ("42", 15, "", True)),
         ("#### 42 apples\nmore", ("42 apples", 0, "\nmore", True)),
         ("a\n####\n42", ("42", 2, "", False)),
@@ -409,6 +443,13 @@ def test_an_answer_has_its_text_its_place_and_what_stands_behind_it(text, found)
         ("2 points per answer = 48", ("48", 48, 22, False)),
         ("not 41 but 42. Yes", ("42", 42, 11, True)),
         ("no number", None),
+        ("X is 42", ("X is 42", 42, 0, False)),
+        ("He" + 45 * " so" + " 42", ("He" + 45 * " so" + " 42", 42, 0, False)),
+        ("He" + 60 * " so" + " 42", (50 * "so " + "42", 42, 33, False)),
+        ("42" + 45 * " so", ("42" + 45 * " so", 42, 0, False)),
+        ("42" + 60 * " so", ("42" + 50 * " so", 42, 0, False)),
+        ("42" + 45 * " so" + ". Yes", ("42" + 45 * " so", 42, 0, True)),
+        ("42" + 60 * " so" + ". Yes", ("42" + 50 * " so", 42, 0, False)),
     ],
 )
 def test_without_a_mark_the_last_sentence_with_a_number_is_read(text, found):
@@ -416,6 +457,25 @@ def test_without_a_mark_the_last_sentence_with_a_number_is_read(text, found):
     assert final_answer(text) is None
     assert (answer and (answer.text, *answer.reading.values, answer.start, answer.complete)) == found
     assert answer is None or answer.after == ""
+
+
+def test_a_correction_counts_within_300_characters_of_an_answer():
+    for answer in ("\\boxed{42}", "#### 42\n"):
+        for behind, values in ((298, ()), (299, (42,))):
+            after = " no, it is".ljust(behind + (answer[-1] == "}")) + "7"
+            assert final_answer(answer + after).reading.values == values
+    hedged = final_answer("#### 18 or 19")
+    assert (hedged.text, hedged.reading.values) == ("18 or 19", ())
+
+
+def test_a_number_in_words_ends_within_80_characters():
+    for space, values in ((75, (7,)), (74, ())):
+        assert read_statement("7 = seven" + space * " " + "k").values == values
+
+
+def test_a_fraction_of_letters_keeps_its_brackets():
+    found = [plain(text) for text in ("\\frac{x}{2}", "\\frac{3}{x}", "\\frac{}{2}", "\\frac{3}{}", "\\frac12")]
+    assert found == ["((x)/(2))", "((3)/(x))", "(()/(2))", "((3)/())", "⟨1/2⟩"]
 
 
 @pytest.mark.parametrize(
