@@ -104,7 +104,8 @@ class Places:
                 moves[source] = slot
                 moved.append(self.running[source])
                 self.running[slot] = self.running[source]
-        self.behind = [*[None] * (len(self.running) - left), *self.behind]
+        if self.behind:
+            self.behind = [*[None] * (len(self.running) - left), *self.behind]
         self.running = self.running[:left]
         self._copy(moves, moved)
 

@@ -78,13 +78,13 @@ def _results(
     """What the finished cells show: results.json."""
     baseline = tables.baseline_of(todo, exp)
     sheets = [sheet for cell in todo if cell.name not in failed for sheet in tables.sheets(cell, folders[cell.name])]
-    return {
+    spent = budgets.rows(sheets, folders, baseline)
+    return ({"budgets": spent} if spent else {}) | {
         "name": exp.name,
         "baseline": label(*baseline(todo[0])),
         "failed": failed,
         "rows": tables.rows(sheets, baseline),
         "pairs": tables.pairs(sheets),
-        "budgets": budgets.rows(sheets, folders, baseline),
         "config": raw,
         "environment": environment(),
     }
@@ -101,7 +101,7 @@ def _write(
     write_text(folder / "results.md", markdown(results))
     write_text(folder / "results.tex", latex(results))
     print(f"\n{table(results)}\n")
-    if results["budgets"]:
+    if "budgets" in results:
         write_text(folder / "budgets.txt", budgets.table(results["budgets"]) + "\n")
         print(f"{budgets.table(results['budgets'])}\n")
     if reference:

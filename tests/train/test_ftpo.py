@@ -20,7 +20,7 @@ from llmhalluc.decoding.sequence import Spec
 from llmhalluc.extras.errors import UserError
 from llmhalluc.hparams.sections import GenArguments, ModelArguments
 from llmhalluc.models.loader import load
-from llmhalluc.train.base import final_model
+from llmhalluc.train.finished import final_model
 from llmhalluc.train.ftpo import METRICS, FTPOExecutor, ftpo_terms
 from llmhalluc.train.sft import SFTExecutor
 from tests.train.tiny_run import config

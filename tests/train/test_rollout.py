@@ -54,7 +54,7 @@ def test_sampling_is_trls_and_erasing_the_gen_sections():
 
 @pytest.mark.parametrize("key", REFUSED)
 def test_keys_that_leave_the_scored_distribution_are_refused(key):
-    value = {"operator": "never", "stop": ["x"], "backtrack_bias": -1.0, "compile": True}[key]
+    value = {"operator": "never", "stop": ["x"], "backtrack_bias": -1.0, "compile": True, "search": "greedy"}[key]
     with pytest.raises(UserError, match=f"gen.{key}"):
         rules({key: value})
 
