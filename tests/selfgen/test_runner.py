@@ -47,12 +47,19 @@ def test_a_run_writes_samples_traces_and_what_they_are(model, finished):
     assert [int(trace["problem"].partition("-")[2]) for trace in traces] == sorted(
         int(trace["problem"].partition("-")[2]) for trace in traces
     )
-    rejected = lines(folder, "rejections.jsonl")
-    assert rejected and all(len(one["chosen"]) == 1 and one["source"] == "BACKTRACK" for one in rejected)
-    prompts = [one.prompt_ids for one in by_key.values()]
-    assert all(any(one["prompt_ids"][: len(ids)] == ids for ids in prompts) for one in rejected)
+    assert lines(folder, "rejections.jsonl") == [], "nothing here erases"
     assert about["problems"]["split"] == "train" and about["problems"]["count"] == 12
     assert about["backtrack_id"] == 69 and about["model"] == str(model)
+
+
+def test_what_samples_took_back_is_kept_for_training(model, tmp_path):
+    rule = dict(gen__operator="probability_threshold", gen__operator_args={"minimum": 0.3})
+    generate(noisy.config(model, tmp_path, selfgen__samples=2, **rule))
+    found, prompts = lines(tmp_path, "rejections.jsonl"), [one.prompt_ids for one in problems()]
+    assert found and {one["source"] for one in found} == {"probability_threshold"}
+    for one in found:
+        assert any(one["prompt_ids"][: len(ids)] == ids for ids in prompts)
+        assert one["chosen"] and one["rejected"] not in one["chosen"]
 
 
 def test_the_same_run_again_has_nothing_to_do(model, finished, caplog):
